@@ -1,0 +1,1 @@
+"""Live: the daemon, risk, orders, ledger, replay, health and commands. Never imports `training`."""

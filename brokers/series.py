@@ -1,0 +1,92 @@
+"""Bars of one symbol as columns: what whole-frame features, feeds and environments read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brokers.domain import Bar
+
+Float = NDArray[np.float64]
+Int = NDArray[np.int64]
+
+NS_PER_S = 1_000_000_000
+
+
+def to_ns(at: datetime) -> int:
+    """Return nanoseconds since the epoch of an aware time, exactly (microsecond resolution)."""
+    delta = at - datetime(1970, 1, 1, tzinfo=UTC)
+    return ((delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds) * 1_000
+
+
+def from_ns(ns: int) -> datetime:
+    """Return the aware UTC time of nanoseconds since the epoch."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(ns) // 1_000)
+
+
+@dataclass(frozen=True, slots=True)
+class BarSeries:
+    """Columns of one symbol's completed bars, oldest first, all of length T.
+
+    Args:
+        symbol: Canonical symbol.
+        start_ns: Bar starts, ns since the epoch, strictly increasing.
+        close_ns: Bar closes, min(start + period, session close), ns.
+        open_ns: When the bar's open trades, max(start, session open), ns.
+        open: Prices in quote currency; `high`, `low`, `close` likewise.
+        volume: Units of the instrument.
+        adj_factor: See `brokers.domain.Bar`; ones where the file has none.
+        signals: Further numeric columns by name.
+    """
+
+    symbol: str
+    start_ns: Int
+    close_ns: Int
+    open_ns: Int
+    open: Float
+    high: Float
+    low: Float
+    close: Float
+    volume: Float
+    adj_factor: Float
+    signals: Mapping[str, Float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Return the number of bars."""
+        return len(self.start_ns)
+
+    def bar(self, index: int) -> Bar:
+        """Return one bar as a domain object."""
+        return Bar(
+            symbol=self.symbol,
+            start=from_ns(self.start_ns[index]),
+            close_time=from_ns(self.close_ns[index]),
+            open=float(self.open[index]),
+            high=float(self.high[index]),
+            low=float(self.low[index]),
+            close=float(self.close[index]),
+            volume=float(self.volume[index]),
+            adj_factor=float(self.adj_factor[index]),
+            signals={name: float(column[index]) for name, column in self.signals.items()},
+        )
+
+    def slice(self, begin: int, end: int) -> BarSeries:
+        """Return bars begin..end (end exclusive) as views."""
+        part = np.s_[begin:end]
+        return BarSeries(
+            symbol=self.symbol,
+            start_ns=self.start_ns[part],
+            close_ns=self.close_ns[part],
+            open_ns=self.open_ns[part],
+            open=self.open[part],
+            high=self.high[part],
+            low=self.low[part],
+            close=self.close[part],
+            volume=self.volume[part],
+            adj_factor=self.adj_factor[part],
+            signals={name: column[part] for name, column in self.signals.items()},
+        )

@@ -1,0 +1,1 @@
+"""Offline: environments, the DQN, evaluation. Imports `strategies` and `brokers`, never `agent`."""
