@@ -179,7 +179,7 @@ class Bar:
     volume: float
     adj_factor: float = 1.0
     revision: int = 0
-    signals: Mapping[str, float] = NO_SIGNALS
+    signals: Mapping[str, float] = field(default_factory=lambda: NO_SIGNALS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,254 @@
+"""Every setting of the daemon, replay and the exchange, with its unit and default.
+
+Read by `brokers.configuration.load_settings`: YAML file, `TANDEM__SECTION__KEY`, `--set section.key=value`.
+Durations end in `_s` (seconds), money in `_usd`, fractions of equity in `_fraction`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from brokers.configuration import ConfigurationError, CostSettings, Section, load_settings
+from brokers.domain import AssetClass, parse_period, utc
+
+__all__ = ["ConfigurationError", "Settings", "load"]
+
+
+class VenueSettings(Section):
+    """Where orders go."""
+
+    kind: Literal["exchange", "alpaca"] = "exchange"
+    """`exchange`: the built-in exchange process; `alpaca`: Alpaca's paper venue."""
+    url: str | None = None
+    """Base URL. None with `exchange`: the daemon starts an exchange process of its own."""
+    key_id_file: Path | None = None
+    """File that holds the venue's key id; otherwise the environment variable APCA_API_KEY_ID."""
+    secret_key_file: Path | None = None
+    """File that holds the venue's secret; otherwise the environment variable APCA_API_SECRET_KEY."""
+    connect_timeout_s: float = Field(3.05, gt=0, le=60)
+    """Longest wait for a connection."""
+    read_timeout_s: float = Field(10.0, gt=0, le=120)
+    """Longest wait for an answer."""
+    outage_s_max: float = Field(30.0, ge=0, le=86_400)
+    """How long questions to the venue are repeated while it cannot be reached, before the daemon gives up."""
+
+
+class SyntheticSettings(Section):
+    """The synthetic market of the built-in exchange, used when `exchange.bars` is not set."""
+
+    bars: int = Field(20_000, ge=10)
+    """Bars per symbol."""
+    seed: int = 7
+    """Seed of the whole market."""
+    edge: bool = True
+    """Plant a mean-reverting component that can be learned; its size is printed."""
+
+
+class ExchangeSettings(Section):
+    """The built-in exchange: what it plays and how it fills."""
+
+    bars: Path | None = None
+    """Recorded bars (Parquet or CSV); None plays the synthetic market."""
+    synthetic: SyntheticSettings = SyntheticSettings()
+    start: datetime | None = None
+    """Venue time at which play starts; earlier bars are history. None: the first bar."""
+    end: datetime | None = None
+    """Bars that start at or after this time are not played."""
+    books: Path = Path("var/exchange.sqlite")
+    """The exchange's own durable books."""
+    seed: int = 1
+    """Seed of partial fills."""
+    initial_cash_usd: Decimal = Field(Decimal(100_000), gt=0)
+    """Cash of a new account."""
+    partial_fill_probability: float = Field(0.1, ge=0, le=1)
+    """Chance that a market order fills only in part at an open."""
+    leverage: float = Field(1.0, ge=1, le=4)
+    """Buying power over equity."""
+    rule_set: Literal["native", "alpaca"] = "native"
+    """`native` allows brackets for every asset class; `alpaca` keeps that venue's rules."""
+    port: int = Field(0, ge=0, le=65_535)
+    """Port on loopback; 0 lets the system choose."""
+
+    @field_validator("start", "end")
+    @classmethod
+    def _aware(cls, value: datetime | None) -> datetime | None:
+        return None if value is None else utc(value)
+
+
+class StrategySettings(Section):
+    """Who decides."""
+
+    name: str = "dqn"
+    """`dqn` (the bundle of the slot) or a baseline's name."""
+    slot: str = "default"
+    """Registry slot that names the bundle."""
+    models: Path = Path("models")
+    """Root of the model registry."""
+    bundle: Path | None = None
+    """A bundle directory to use instead of the slot's."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """Parameters of a baseline."""
+    shorts: bool = False
+    """Allow targets of -1."""
+    data_feed: str = "recorded"
+    """Name of the data feed; a bundle trained on another feed is refused."""
+
+
+class SizingSettings(Section):
+    """How large an entry is; HOLD never resizes."""
+
+    volatility_target_annual: float = Field(0.4, gt=0)
+    """Wanted standard deviation of a position's return in a year, as a fraction of equity."""
+    max_fraction: float = Field(0.45, gt=0, le=1)
+    """Largest entry as a fraction of equity."""
+
+
+class ExitSettings(Section):
+    """Protective exits of an entry, where the strategy does not choose them."""
+
+    stop_volatility: float | None = Field(4.0, gt=0)
+    """Stop distance in standard deviations over the horizon; None for no stop."""
+    take_profit_volatility: float | None = Field(8.0, gt=0)
+    """Take-profit distance in the same unit; None for none."""
+    horizon_bars: int = Field(12, ge=1)
+    """Bars over which the standard deviation is taken (square-root scaling)."""
+    max_loss_fraction: float = Field(0.05, gt=0, le=1)
+    """Loss, as a fraction of equity, that is accepted where there is no stop."""
+
+
+class RiskSettings(Section):
+    """The gate. It limits entries; reductions and exits are never blocked."""
+
+    max_position_fraction: float = Field(0.5, gt=0)
+    """Largest absolute position of one symbol over equity."""
+    max_gross_fraction: float = Field(1.0, gt=0)
+    """Largest sum of absolute positions over equity."""
+    max_order_notional_usd: Decimal = Field(Decimal(1_000_000), gt=0)
+    """Largest single order."""
+    daily_loss_fraction: float = Field(0.05, gt=0)
+    """Loss of equity since the venue day began (00:00 UTC) above which entries stop for the day."""
+    drawdown_fraction: float = Field(0.2, gt=0)
+    """Drawdown from the highest equity above which the daemon halts until `tandem resume`."""
+    orders_per_hour: int = Field(60, ge=1)
+    """Most entries per symbol in one hour of venue time."""
+    stale_bars_max: int = Field(2, ge=1)
+    """Oldest usable bar, in bar periods before the close that is decided."""
+    out_of_range_features_max: int = Field(3, ge=0)
+    """Most features of one observation at or beyond their stated range."""
+    reject_streak_max: int = Field(5, ge=1)
+    """Venue rejections in a row after which a symbol's entries stop until `tandem resume`."""
+    cooldown_bars: int = Field(0, ge=0)
+    """Bars without a new entry after a stop was hit."""
+
+
+class LedgerSettings(Section):
+    """The only durable state of the daemon."""
+
+    url: str = "sqlite:///var/tandem.sqlite"
+    """SQLAlchemy URL."""
+    busy_timeout_s: float = Field(5.0, gt=0, le=60)
+    """Longest wait for another process's lock."""
+    free_bytes_min: int = Field(20_000_000, ge=0)
+    """Least free space on the ledger's disk at the start."""
+
+
+class DaemonSettings(Section):
+    """The daemon's life."""
+
+    decision_deadline_s: float = Field(10.0, gt=0)
+    """Orders leave at most this long after a bar's close (venue time)."""
+    bar_grace_s: float = Field(3.0, ge=0)
+    """Wait after a close before the bars are fetched; 0 is used on a stepped venue."""
+    sync_interval_s: float = Field(5.0, gt=0)
+    """Venue time between two looks at working orders between closes."""
+    reconcile_interval_s: float = Field(3_600.0, gt=0)
+    """Venue time between two full reconciliations."""
+    misfire_grace_s: float = Field(30.0, gt=0)
+    """A job later than this is missed, and counted."""
+    stop_timeout_s: float = Field(5.0, gt=0, le=60)
+    """From SIGTERM to the end of the process."""
+    max_bars: int | None = Field(None, ge=1)
+    """Stop after this many closes; None runs on."""
+    attempts_max: int = Field(3, ge=1, le=10)
+    """Most wire attempts of one intent; a new one follows only a proven absence of the former."""
+    bar_store: Path | None = Path("var/bars")
+    """Folder of the bar store; None keeps no bars beyond the ledger."""
+
+
+class HealthSettings(Section):
+    """/healthz, /readyz and /metrics."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int | None = Field(None, ge=0, le=65_535)
+    """Port; 0 lets the system choose, None serves nothing."""
+
+
+class LogSettings(Section):
+    """Logs."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is written."""
+    format: Literal["console", "json"] = "console"
+    """For people or for machines."""
+
+
+class Settings(Section):
+    """All settings of one daemon."""
+
+    account_scope: str = Field("paper", min_length=1, max_length=64)
+    """Names the account in order ids: two daemons on one venue account need two scopes."""
+    symbols: tuple[str, ...] = ()
+    """Symbols to trade; empty with the exchange: all that it plays."""
+    period: str = "5m"
+    """Bar period: a whole number and s, m, h or d."""
+    calendar: str = "24/7"
+    """`24/7`, or the id of an exchange calendar such as `XNYS`."""
+    asset_class: AssetClass = AssetClass.CRYPTO
+    """`crypto` or `us_equity`."""
+    venue: VenueSettings = VenueSettings()
+    exchange: ExchangeSettings = ExchangeSettings()
+    costs: CostSettings = CostSettings()
+    strategy: StrategySettings = StrategySettings()
+    sizing: SizingSettings = SizingSettings()
+    exits: ExitSettings = ExitSettings()
+    risk: RiskSettings = RiskSettings()
+    ledger: LedgerSettings = LedgerSettings()
+    daemon: DaemonSettings = DaemonSettings()
+    health: HealthSettings = HealthSettings()
+    log: LogSettings = LogSettings()
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Read and checked by `tandem train`; the daemon ignores it."""
+
+    @field_validator("period")
+    @classmethod
+    def _period(cls, value: str) -> str:
+        parse_period(value)
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if self.venue.kind == "alpaca" and not self.symbols:
+            raise ValueError("symbols is empty: name the symbols to trade on Alpaca")
+        if len(set(self.symbols)) != len(self.symbols):
+            raise ValueError(f"symbols holds a name twice: {', '.join(self.symbols)}")
+        return self
+
+    @property
+    def bar_period(self) -> timedelta:
+        """The bar period as a duration."""
+        return parse_period(self.period)
+
+
+def load(file: Path | None, overrides: tuple[str, ...] | list[str] = ()) -> Settings:
+    """Read the settings.
+
+    Raises:
+        ConfigurationError: One line for each fault, with the remedy.
+    """
+    return load_settings(Settings, file, overrides)
