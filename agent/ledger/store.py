@@ -1,0 +1,307 @@
+"""Opening the ledger, and the few statements that write and read it.
+
+One process writes. Each method that changes something takes the caller's transaction, so a cycle decides
+what is atomic; `Ledger.transaction()` commits once, with an fsync, before it returns.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Row, Select, Table, create_engine, event, make_url, select, update
+from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
+from sqlalchemy.pool import StaticPool
+
+from agent.ledger import schema
+
+Values = Mapping[str, Any]
+
+
+class LedgerError(Exception):
+    """The ledger cannot be opened, read or written; the message says what to do."""
+
+
+class Ledger:
+    """The daemon's ledger.
+
+    Args:
+        engine: SQLAlchemy engine whose database is at the newest schema revision.
+        url: For messages, without credentials.
+    """
+
+    def __init__(self, engine: Engine, url: str) -> None:
+        self.engine = engine
+        self.url = url
+        self.last_commit_s = 0.0
+        self._upsert_of: dict[str, Any] = {}
+        self._connection: Connection | None = None
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """Give a connection whose changes are committed, durably, when the block ends without an error.
+
+        Raises:
+            LedgerError: The change was not committed: nothing of it is there.
+        """
+        connection = self._writer()
+        began = time.perf_counter()
+        try:
+            with connection.begin():
+                yield connection
+        except SQLAlchemyError as error:
+            self._drop_writer()
+            raise _explained(error, self.url) from error
+        self.last_commit_s = time.perf_counter() - began
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Give a connection for questions.
+
+        Raises:
+            LedgerError: The question was not answered.
+        """
+        try:
+            with self.engine.connect() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise _explained(error, self.url) from error
+
+    def rows(self, statement: Select[Any]) -> Sequence[Row[Any]]:
+        """Return all rows of a question."""
+        with self.reading() as connection:
+            return connection.execute(statement).all()
+
+    def first(self, statement: Select[Any]) -> Row[Any] | None:
+        """Return the first row of a question."""
+        with self.reading() as connection:
+            return connection.execute(statement).first()
+
+    def close(self) -> None:
+        """Release the database."""
+        self._drop_writer()
+        self.engine.dispose()
+
+    # ---- writing, inside a transaction -------------------------------------------------------------
+
+    def upsert(self, connection: Connection, table: Table, rows: Sequence[Values]) -> None:
+        """Insert rows, or replace the values of rows with the same primary key."""
+        if not rows:
+            return
+        key = f"{table.name}:{','.join(rows[0])}"
+        statement = self._upsert_of.get(key)
+        if statement is None:
+            statement = self._upsert_of[key] = _upsert(self.engine.dialect.name, table, list(rows[0]))
+        connection.execute(statement, list(rows))
+
+    def insert_new(self, connection: Connection, table: Table, rows: Sequence[Values]) -> None:
+        """Insert the rows whose primary key is not there yet; leave the others as they are."""
+        if rows:
+            connection.execute(_insert_or_ignore(self.engine.dialect.name, table), list(rows))
+
+    def set_state(self, connection: Connection, key: str, value: Mapping[str, Any]) -> None:
+        """Write one durable fact."""
+        self.upsert(connection, schema.state, [{"key": key, "value": dict(value)}])
+
+    def incident(self, connection: Connection, at: datetime, kind: str, detail: str, symbol: str | None = None) -> None:
+        """Write down that something happened which a person may want to know."""
+        connection.execute(
+            schema.incidents.insert(),
+            {
+                "at": at,
+                "recorded_at": datetime.now(UTC),
+                "kind": kind,
+                "symbol": symbol,
+                "detail": detail[:500],
+            },
+        )
+
+    # ---- questions ----------------------------------------------------------------------------------
+
+    def get_state(self, key: str) -> dict[str, Any] | None:
+        """Return one durable fact."""
+        row = self.first(select(schema.state.c.value).where(schema.state.c.key == key))
+        return None if row is None else dict(row.value)
+
+    def last_cycle(self) -> Row[Any] | None:
+        """Return the newest cycle."""
+        return self.first(select(schema.cycles).order_by(schema.cycles.c.close_time.desc()).limit(1))
+
+    def last_equity(self) -> Row[Any] | None:
+        """Return the newest equity row."""
+        return self.first(select(schema.equity).order_by(schema.equity.c.close_time.desc()).limit(1))
+
+    # ---- private ------------------------------------------------------------------------------------
+
+    def _writer(self) -> Connection:
+        if self._connection is None:
+            try:
+                self._connection = self.engine.connect().execution_options(write=True)
+            except SQLAlchemyError as error:
+                raise _explained(error, self.url) from error
+        return self._connection
+
+    def _drop_writer(self) -> None:
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            try:
+                connection.close()
+            except SQLAlchemyError as error:
+                raise _explained(error, self.url) from error
+
+
+def open_ledger(
+    url: str, *, busy_timeout_s: float = 5.0, free_bytes_min: int = 0, durable: bool = True, create: bool = True
+) -> Ledger:
+    """Open a ledger and bring its schema to the newest revision.
+
+    Args:
+        url: SQLAlchemy URL; `sqlite://` is an in-memory ledger.
+        busy_timeout_s: Longest wait for another process's lock.
+        free_bytes_min: Least free space on a SQLite file's disk.
+        durable: fsync on every commit; False only for replays, whose ledger can be made again.
+        create: False refuses a database that is not there (for commands that only read).
+
+    Raises:
+        LedgerError: With the remedy.
+    """
+    parsed = make_url(url)
+    shown = parsed.render_as_string(hide_password=True)
+    is_sqlite = parsed.get_backend_name() == "sqlite"
+    in_memory = is_sqlite and parsed.database in (None, "", ":memory:")
+    if is_sqlite and not in_memory:
+        _check_file(Path(str(parsed.database)), free_bytes_min=free_bytes_min, create=create)
+    try:
+        if in_memory:
+            engine = create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False})
+        elif is_sqlite:
+            engine = create_engine(url, connect_args={"timeout": busy_timeout_s, "check_same_thread": False})
+        else:
+            engine = create_engine(url, pool_pre_ping=True)
+    except (SQLAlchemyError, ImportError) as error:
+        raise LedgerError(f"ledger {shown}: {error}; install the driver or correct ledger.url") from error
+    if is_sqlite:
+        _configure_sqlite(engine, durable=durable, wal=not in_memory)
+    ledger = Ledger(engine, shown)
+    try:
+        _migrate(engine)
+    except SQLAlchemyError as error:
+        engine.dispose()
+        raise _explained(error, shown) from error
+    return ledger
+
+
+def _check_file(path: Path, *, free_bytes_min: int, create: bool) -> None:
+    if not path.exists():
+        if not create:
+            raise LedgerError(f"there is no ledger at {path}: run the daemon first, or correct ledger.url")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LedgerError(f"the ledger's folder {path.parent} cannot be made: {error}") from error
+    if create and free_bytes_min:
+        free = shutil.disk_usage(path.parent).free
+        if free < free_bytes_min:
+            raise LedgerError(
+                f"only {free:,} bytes are free for the ledger in {path.parent}, {free_bytes_min:,} are wanted: "
+                "free some space or lower ledger.free_bytes_min"
+            )
+
+
+def _configure_sqlite(engine: Engine, *, durable: bool, wal: bool) -> None:
+    @event.listens_for(engine, "connect")
+    def _pragmas(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # SQLAlchemy begins transactions itself, below
+        cursor = connection.cursor()
+        if wal:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("write") else "BEGIN")
+
+
+def _migrate(engine: Engine) -> None:
+    with engine.connect() as connection:
+        tables = set(engine.dialect.get_table_names(connection))
+        if "alembic_version" in tables:
+            version = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+            if version == schema.REVISION:
+                return
+    # Alembic is imported only when there is something to do: it would double the start-up time.
+    from alembic import command  # noqa: PLC0415 - see above
+    from alembic.config import Config  # noqa: PLC0415 - see above
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _upsert(dialect: str, table: Table, columns: Sequence[str]) -> Any:
+    insert = _dialect_insert(dialect, table)
+    keys = [column.name for column in table.primary_key]
+    changed = {name: insert.excluded[name] for name in columns if name not in keys}
+    if not changed:
+        return insert.on_conflict_do_nothing(index_elements=keys)
+    return insert.on_conflict_do_update(index_elements=keys, set_=changed)
+
+
+def _insert_or_ignore(dialect: str, table: Table) -> Any:
+    return _dialect_insert(dialect, table).on_conflict_do_nothing(
+        index_elements=[column.name for column in table.primary_key]
+    )
+
+
+def _dialect_insert(dialect: str, table: Table) -> Any:
+    if dialect == "postgresql":
+        from sqlalchemy.dialects import postgresql  # noqa: PLC0415 - only the dialect in use is loaded
+
+        return postgresql.insert(table)
+    from sqlalchemy.dialects import sqlite  # noqa: PLC0415 - only the dialect in use is loaded
+
+    return sqlite.insert(table)
+
+
+_REMEDIES = (
+    ("locked", "another process holds it: stop the other daemon on this ledger, or give this one another ledger.url"),
+    ("readonly", "it is read-only: make the file and its folder writable for this user"),
+    ("disk is full", "the disk is full: free some space and start again, nothing half-written is left"),
+    ("unable to open", "it cannot be opened: check that the folder exists and may be written by this user"),
+    ("not a database", "the file is not a SQLite database: move it away or correct ledger.url"),
+    ("malformed", "the file is damaged: restore a backup"),
+    ("no such table", "it is not a ledger of this program, or of another version"),
+    ("disk I/O error", "the disk gave an error: check the disk and its free space"),
+)
+
+
+def _explained(error: SQLAlchemyError, url: str) -> LedgerError:
+    text = str(error.orig) if isinstance(error, DatabaseError | OperationalError) and error.orig else str(error)
+    for sign, remedy in _REMEDIES:
+        if sign in text:
+            return LedgerError(f"ledger {url}: {remedy} ({text})")
+    return LedgerError(f"ledger {url}: {text}")
+
+
+def update_order(connection: Connection, client_id: str, **values: Any) -> None:
+    """Change columns of one order."""
+    connection.execute(update(schema.orders).where(schema.orders.c.client_id == client_id).values(**values))
+
+
+def update_intent(connection: Connection, intent_id: str, **values: Any) -> None:
+    """Change columns of one intent."""
+    connection.execute(update(schema.intents).where(schema.intents.c.intent_id == intent_id).values(**values))
+
+
+def total(values: Sequence[Decimal]) -> Decimal:
+    """Add money exactly."""
+    return sum(values, Decimal(0))
