@@ -1,0 +1,481 @@
+"""Bars files in: read, validate, and turn into one `BarSeries` per symbol.
+
+A bars file is Parquet or CSV with `timestamp` (aware, bar start), `open high low close volume` and optionally
+`symbol`. Reserved columns have fixed meanings and are never signals; every other numeric column is a signal.
+Nothing is repaired here: a file with faults is refused with one error that lists them all, and
+`brokers.bar_import.import_bars` (`tandem data import`) makes a clean file from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from brokers.calendar import TradingCalendar, period_to_ns
+from brokers.domain import utc
+from brokers.series import BarSeries, Float, Int, from_ns, to_ns
+
+if TYPE_CHECKING:
+    import polars as pl
+
+log = structlog.get_logger(__name__)
+
+PRICES = ("open", "high", "low", "close")
+REQUIRED = ("timestamp", *PRICES, "volume")
+RESERVED = frozenset(
+    {"symbol", "adj_factor", "adj_close", "vwap", "liquidity", "trade_count", "revision", "dividend", "split_ratio"}
+)
+"""Columns with fixed meanings beside the required ones; never features by themselves. So are `bid_*` and `ask_*`."""
+RESERVED_PREFIXES = ("bid_", "ask_")
+
+ROUNDING = 1e-9
+"""Relative excess of open or close over high (under low) that is rounding of adjusted prices, not a fault."""
+
+_AWARE = r"(Z|[+-]\d{2}:?\d{2})$"
+_DATE_ONLY = r"^\d{4}-\d{2}-\d{2}$"
+_IMPORT = "repair with `tandem data import`"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One kind of fault in a file: where it is first seen, how often, and what to do.
+
+    Args:
+        kind: What is wrong, in words.
+        symbol: Symbol of the first offending row; empty where the whole file is meant.
+        at: Bar start of the first offending row, RFC 3339; empty where the whole file is meant.
+        value: What stands there.
+        count: Offending rows, all symbols together.
+        remedy: What to do.
+    """
+
+    kind: str
+    symbol: str
+    at: str
+    value: str
+    count: int
+    remedy: str
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        where = f", first {self.symbol} at {self.at}: {self.value}" if self.at else f": {self.value}"
+        rows = f" ({self.count} row{'s' if self.count != 1 else ''}{where})" if self.count else where
+        return f"{self.kind}{rows}; {self.remedy}"
+
+
+class BarsError(ValueError):
+    """A bars file that cannot be used; lists every kind of fault found in it."""
+
+    def __init__(self, source: str, faults: Sequence[Fault]) -> None:
+        """Keep the faults beside the message."""
+        super().__init__(f"{source}:" + "".join(f"\n  - {fault}" for fault in faults))
+        self.source = source
+        self.faults = tuple(faults)
+
+
+@dataclass(slots=True)
+class RawBars:
+    """A file as read: columns of each symbol in file order, and what is wrong with the file so far.
+
+    `columns[symbol]` holds `start_ns` (int64) and float64 arrays by column name.
+    """
+
+    source: str
+    columns: dict[str, dict[str, NDArray[Any]]]
+    signals: tuple[str, ...]
+    reserved: tuple[str, ...]
+    faults: list[Fault] = field(default_factory=list)
+
+
+def load_bars(
+    path: str | Path,
+    *,
+    period: timedelta | None,
+    calendar: TradingCalendar,
+    symbols: Sequence[str] | None = None,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    symbol: str | None = None,
+) -> dict[str, BarSeries]:
+    """Read and validate a bars file.
+
+    Bars that no session of the calendar overlaps (pre- and post-market) are dropped with a logged count.
+
+    Args:
+        path: Parquet or CSV file.
+        period: Bar period; None infers the most frequent difference between starts, and logs it.
+        calendar: Sessions of the venue; gives each bar its open and close time.
+        symbols: Which symbols to read; None for all.
+        start: First bar start (inclusive), aware; None for the file's first.
+        end: Bar starts end before this, aware; None for the file's last.
+        symbol: Name of a single-symbol file's symbol; the file's stem if None.
+
+    Raises:
+        BarsError: The file is unusable; the message lists each kind of fault.
+    """
+    raw = read_columns(path, symbols=symbols, start=start, end=end, symbol=symbol)
+    faults = [*raw.faults, *find_faults(raw.columns, raw.signals)]
+    if faults:
+        raise BarsError(raw.source, faults)
+    if period is None:
+        period = infer_period((c["start_ns"] for c in raw.columns.values()), raw.source)
+        log.info("bars.period_inferred", source=raw.source, period_s=period.total_seconds())
+    return to_series(raw, period, calendar)
+
+
+def read_columns(
+    path: str | Path,
+    *,
+    symbols: Sequence[str] | None = None,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    symbol: str | None = None,
+    timezone: str | None = None,
+) -> RawBars:
+    """Read a bars file as it is, in file order; only what makes it unreadable raises.
+
+    Args:
+        path: Parquet or CSV file.
+        symbols: Which symbols to read; None for all.
+        start: First bar start (inclusive), aware.
+        end: Bar starts end before this, aware.
+        symbol: Name of a single-symbol file's symbol; the file's stem if None.
+        timezone: Zone in which naive timestamps are read; None makes them a fault.
+
+    Raises:
+        BarsError: No such file, a column is missing or not numeric, or a symbol is not in it.
+    """
+    import polars as pl  # noqa: PLC0415  heavy: only who reads files pays for it
+
+    source = Path(path)
+    lazy = _scan(source)
+    schema = lazy.collect_schema()
+    faults = _structural_faults(schema)
+    if faults:
+        raise BarsError(str(source), faults)
+    if "symbol" in schema and symbol is not None:
+        msg = "omit it, or choose with `symbols`"
+        raise BarsError(
+            str(source), [Fault("a name was given to a file that names its symbols", "", "", symbol, 0, msg)]
+        )
+    numeric = [n for n, t in schema.items() if (t.is_numeric() or t == pl.Boolean) and n not in REQUIRED]
+    reserved = tuple(n for n in numeric if is_reserved(n))
+    signals = tuple(n for n in numeric if not is_reserved(n))
+    ignored = [n for n in schema if n not in {*REQUIRED, *numeric, "symbol"}]
+    if ignored:
+        log.info("bars.columns_ignored", source=str(source), columns=ignored, why="not numeric")
+    name = pl.col("symbol").cast(pl.String) if "symbol" in schema else pl.lit(symbol or source.stem).alias("symbol")
+    start_ns, naive = _start_ns(schema["timestamp"], timezone)
+    columns = [pl.col(n).cast(pl.Float64) for n in (*PRICES, "volume", *numeric)]
+    chosen = lazy.select(name, pl.col("timestamp").cast(pl.String).alias("_text"), start_ns.alias("start_ns"), *columns)
+    if symbols is not None:
+        chosen = chosen.filter(pl.col("symbol").is_in(list(symbols)))
+    if start is not None:
+        chosen = chosen.filter(pl.col("start_ns").is_null() | (pl.col("start_ns") >= to_ns(utc(start))))
+    if end is not None:
+        chosen = chosen.filter(pl.col("start_ns").is_null() | (pl.col("start_ns") < to_ns(utc(end))))
+    try:
+        frame = chosen.collect()
+    except pl.exceptions.PolarsError as error:
+        raise BarsError(str(source), [_unreadable(error)]) from error
+    found = _timestamp_faults(frame, naive=naive)
+    frame = frame.drop_nulls("start_ns")
+    parts = frame.partition_by("symbol", as_dict=True, maintain_order=True)
+    by_symbol = {str(key[0]): _to_numpy(part) for key, part in sorted(parts.items(), key=lambda item: str(item[0][0]))}
+    _check_presence(source, lazy.select(name), by_symbol, symbols)
+    return RawBars(str(source), by_symbol, signals, reserved, found)
+
+
+def is_reserved(column: str) -> bool:
+    """Tell whether a column has a fixed meaning, so that it can never be a signal."""
+    return column in RESERVED or column in REQUIRED or column.startswith(RESERVED_PREFIXES)
+
+
+def infer_period(starts: Iterable[Int], source: str) -> timedelta:
+    """Return the most frequent difference between neighbouring bar starts; the shortest of equals.
+
+    Raises:
+        BarsError: No symbol has two bars.
+    """
+    steps = [np.diff(np.sort(start_ns)) for start_ns in starts]
+    differences = np.concatenate([*steps, np.zeros(0, dtype=np.int64)])
+    values, counts = np.unique(differences[differences > 0], return_counts=True)
+    if not len(values):
+        fault = Fault("too few bars to infer the period", "", "", "no symbol has two", 0, "give the period, e.g. 5m")
+        raise BarsError(source, [fault])
+    return timedelta(microseconds=int(values[counts.argmax()]) // 1_000)
+
+
+def find_faults(columns: Mapping[str, Mapping[str, NDArray[Any]]], signals: Sequence[str] = ()) -> list[Fault]:
+    """Return every kind of fault in the values and the order of bars; empty for clean bars."""
+    kinds: list[tuple[str, str, Callable[[Mapping[str, NDArray[Any]]], tuple[NDArray[np.bool_], str]]]] = [
+        ("bars are not sorted by time", _IMPORT, _unsorted),
+        ("two bars of one symbol have the same start", f"{_IMPORT} (--keep-last where they differ)", _duplicated),
+        ("a price is NaN or infinite", f"drop the row, or {_IMPORT} from a complete source", _not_finite(PRICES)),
+        ("volume is NaN or infinite", "write 0 where nothing traded", _not_finite(("volume",))),
+        (
+            "a signal is NaN or infinite",
+            "fill it with a value known at that bar, or drop the column",
+            _not_finite(signals),
+        ),
+        ("a price is zero or negative", "drop the row: returns need positive prices", _not_positive(PRICES)),
+        ("high, low, open and close contradict each other", "fetch these bars again from their source", _inconsistent),
+        ("volume is negative", "fetch these bars again from their source", _negative_volume),
+        ("adj_factor is not a positive number", "write 1 where nothing is adjusted", _bad_factor),
+    ]
+    faults = []
+    for kind, remedy, test in kinds:
+        count, first = 0, ("", "", "")
+        for symbol, bars in columns.items():
+            bad, column = test(bars)
+            if bad.any():
+                row = int(bad.argmax())
+                if not count:
+                    shown = f"{column}={bars[column][row]:g}" if column in bars else _prices_text(bars, row)
+                    first = (symbol, rfc3339(int(bars["start_ns"][row])), shown)
+                count += int(bad.sum())
+        if count:
+            faults.append(Fault(kind, *first, count, remedy))
+    return faults
+
+
+def to_series(raw: RawBars, period: timedelta, calendar: TradingCalendar) -> dict[str, BarSeries]:
+    """Give validated bars their open and close times; drop those outside every session.
+
+    Raises:
+        BarsError: Bars do not lie on the period's clock grid, or none lies inside a session.
+    """
+    period_ns = period_to_ns(period)
+    series: dict[str, BarSeries] = {}
+    off_grid, first_off, dropped = 0, ("", "", ""), 0
+    for symbol, columns in raw.columns.items():
+        start_ns = columns["start_ns"]
+        open_ns, close_ns, keep = calendar.bounds_ns(start_ns, period_ns)
+        wrong = keep & (calendar.starts_ns(open_ns, period_ns) != start_ns)
+        if wrong.any():
+            row = int(wrong.argmax())
+            if not off_grid:
+                expected = rfc3339(int(calendar.starts_ns(open_ns[row : row + 1], period_ns)[0]))
+                first_off = (symbol, rfc3339(int(start_ns[row])), f"that bar starts at {expected}")
+            off_grid += int(wrong.sum())
+        dropped += int((~keep).sum())
+        series[symbol] = _series(symbol, columns, raw.signals, (open_ns, close_ns), keep)
+    if off_grid:
+        remedy = f"check --period and --calendar, or {_IMPORT} --period from finer bars"
+        raise BarsError(raw.source, [Fault(f"bars are off the clock grid of {period}", *first_off, off_grid, remedy)])
+    if dropped:
+        log.info("bars.outside_sessions_dropped", source=raw.source, calendar=calendar.id, count=dropped)
+    series = {symbol: bars for symbol, bars in series.items() if len(bars)}
+    if not series:
+        remedy = "check the calendar, the symbols and the dates"
+        raise BarsError(raw.source, [Fault("no bar lies inside a session", "", "", calendar.id, dropped, remedy)])
+    return series
+
+
+def rfc3339(ns: int) -> str:
+    """Return an instant as text, UTC, with Z."""
+    return from_ns(ns).isoformat().replace("+00:00", "Z")
+
+
+def _series(
+    symbol: str,
+    columns: Mapping[str, NDArray[Any]],
+    signals: Sequence[str],
+    bounds: tuple[Int, Int],
+    keep: NDArray[np.bool_],
+) -> BarSeries:
+    body_high = np.maximum(columns["open"], columns["close"])
+    body_low = np.minimum(columns["open"], columns["close"])
+    return BarSeries(
+        symbol=symbol,
+        start_ns=columns["start_ns"][keep],
+        close_ns=bounds[1][keep],
+        open_ns=bounds[0][keep],
+        open=columns["open"][keep],
+        high=np.maximum(columns["high"], body_high)[keep],
+        low=np.minimum(columns["low"], body_low)[keep],
+        close=columns["close"][keep],
+        volume=columns["volume"][keep],
+        adj_factor=columns.get("adj_factor", np.ones(len(keep)))[keep],
+        signals={name: columns[name][keep] for name in signals},
+    )
+
+
+def _scan(path: Path) -> pl.LazyFrame:
+    import polars as pl  # noqa: PLC0415  heavy: only who reads files pays for it
+
+    if not path.is_file():
+        fault = Fault("no such file", "", "", str(path), 0, "name a Parquet or CSV file")
+        raise BarsError(str(path), [fault])
+    suffix = path.suffix.lower()
+    if suffix not in {".parquet", ".pq", ".csv"}:
+        fault = Fault("unknown file type", "", "", suffix or "none", 0, "name a .parquet or .csv file")
+        raise BarsError(str(path), [fault])
+    try:
+        lazy = pl.scan_csv(path, infer_schema_length=None) if suffix == ".csv" else pl.scan_parquet(path)
+        lazy.collect_schema()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise BarsError(str(path), [_unreadable(error)]) from error
+    return lazy
+
+
+def _unreadable(error: Exception) -> Fault:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return Fault("the file cannot be read", "", "", text, 0, "check that it is whole and of the type its name says")
+
+
+def _structural_faults(schema: Mapping[str, Any]) -> list[Fault]:
+    """Return what is wrong with the columns themselves."""
+    import polars as pl  # noqa: PLC0415  heavy: only who reads files pays for it
+
+    faults = []
+    missing = [name for name in REQUIRED if name not in schema]
+    if missing:
+        remedy = f"rename or add them; the file has {', '.join(schema) or 'none'}"
+        faults.append(Fault("columns are missing", "", "", ", ".join(missing), 0, remedy))
+    texts = [n for n in (*PRICES, "volume") if n in schema and not schema[n].is_numeric()]
+    if texts:
+        faults.append(
+            Fault("columns are not numbers", "", "", ", ".join(texts), 0, "write plain numbers, empty for none")
+        )
+    stamp = schema.get("timestamp")
+    if stamp is not None and not isinstance(stamp, pl.Datetime) and stamp not in {pl.String, pl.Date}:
+        remedy = "write aware times, for example 2024-01-31T14:30:00Z; a bare number has no unit"
+        faults.append(Fault("timestamps are not times", "", "", str(stamp), 0, remedy))
+    return faults
+
+
+def _start_ns(dtype: Any, timezone: str | None) -> tuple[pl.Expr, pl.Expr]:
+    """Return (bar start in ns or null, is naive) as expressions on `timestamp` and its text."""
+    import polars as pl  # noqa: PLC0415  heavy: only who reads files pays for it
+
+    stamp = pl.col("timestamp")
+    zone = timezone or "UTC"
+    if dtype == pl.Date:
+        return stamp.cast(pl.Datetime("ns")).dt.epoch("ns"), pl.lit(value=False)
+    if dtype != pl.String:
+        if dtype.time_zone is not None:
+            return stamp.dt.epoch("ns"), pl.lit(value=False)
+        return stamp.dt.replace_time_zone(zone).dt.epoch("ns"), pl.lit(timezone is None)
+    text = stamp.str.strip_chars()
+    is_date = text.str.contains(_DATE_ONLY)
+    is_aware = text.str.contains(_AWARE) & ~is_date
+    aware = pl.when(is_aware).then(text).str.to_datetime(time_unit="ns", time_zone="UTC", strict=False)
+    date = pl.when(is_date).then(text).str.to_date("%Y-%m-%d", strict=False).cast(pl.Datetime("ns"))
+    local = pl.when(~is_aware & ~is_date).then(text).str.to_datetime(time_unit="ns", strict=False)
+    parsed = pl.coalesce(aware.dt.epoch("ns"), date.dt.epoch("ns"), local.dt.replace_time_zone(zone).dt.epoch("ns"))
+    kept_text = pl.col("_text").str.strip_chars()
+    naive = ~kept_text.str.contains(_AWARE) & ~kept_text.str.contains(_DATE_ONLY) & pl.lit(timezone is None)
+    return parsed, naive
+
+
+def _timestamp_faults(frame: pl.DataFrame, *, naive: pl.Expr) -> list[Fault]:
+    import polars as pl  # noqa: PLC0415  heavy: only who reads files pays for it
+
+    faults = []
+    unread = frame.filter(pl.col("start_ns").is_null())
+    if len(unread):
+        remedy = "write aware times, for example 2024-01-31T14:30:00Z"
+        text = str(unread["_text"][0] or "empty")
+        faults.append(Fault("a timestamp cannot be read", str(unread["symbol"][0]), text, "", len(unread), remedy))
+    unaware = frame.filter(pl.col("start_ns").is_not_null() & naive)
+    if len(unaware):
+        remedy = "write them in UTC with a zone (2024-01-31T14:30:00Z), or `tandem data import --timezone ZONE`"
+        row = unaware.row(0, named=True)
+        fault = Fault("timestamps have no time zone", row["symbol"], row["_text"], "naive", len(unaware), remedy)
+        faults.append(fault)
+    return faults
+
+
+def _check_presence(
+    source: Path, names: pl.LazyFrame, found: Mapping[str, object], symbols: Sequence[str] | None
+) -> None:
+    absent = [name for name in symbols or () if name not in found]
+    if not absent and found:
+        return
+    known = names.unique().collect()["symbol"].sort().to_list()
+    has = ", ".join(str(name) for name in known[:10]) + (" …" if len(known) > 10 else "")
+    if absent:
+        fault = Fault("no bars of a symbol", ", ".join(absent), "", ", ".join(absent), 0, f"the file has {has}")
+    else:
+        fault = Fault("no bars", "", "", "none in this span", 0, f"the file has {has or 'no rows'}")
+    raise BarsError(str(source), [fault])
+
+
+def _to_numpy(part: pl.DataFrame) -> dict[str, NDArray[Any]]:
+
+    numeric = part.drop("symbol", "_text")
+    return {
+        c.name: (c if c.name == "start_ns" else c.fill_null(float("nan"))).to_numpy() for c in numeric.iter_columns()
+    }
+
+
+_Test = tuple[NDArray[np.bool_], str]
+
+
+def _unsorted(bars: Mapping[str, NDArray[Any]]) -> _Test:
+    return np.diff(bars["start_ns"], prepend=bars["start_ns"][:1]) < 0, ""
+
+
+def _duplicated(bars: Mapping[str, NDArray[Any]]) -> _Test:
+    order = np.argsort(bars["start_ns"], kind="stable")
+    ordered = bars["start_ns"][order]
+    bad = np.zeros(len(ordered), dtype=np.bool_)
+    bad[order[1:]] = ordered[1:] == ordered[:-1]
+    return bad, ""
+
+
+def _not_finite(names: Sequence[str]) -> Callable[[Mapping[str, NDArray[Any]]], _Test]:
+    return _any_of(names, lambda values: ~np.isfinite(values))
+
+
+def _not_positive(names: Sequence[str]) -> Callable[[Mapping[str, NDArray[Any]]], _Test]:
+    return _any_of(names, lambda values: values <= 0)
+
+
+def _any_of(
+    names: Sequence[str], test: Callable[[Float], NDArray[np.bool_]]
+) -> Callable[[Mapping[str, NDArray[Any]]], _Test]:
+    """Return a test that is true where any of the columns is bad, with the column of the first bad row."""
+
+    def run(bars: Mapping[str, NDArray[Any]]) -> _Test:
+        bad = np.zeros(len(bars["start_ns"]), dtype=np.bool_)
+        for name in names:
+            bad |= test(bars[name])
+        row = int(bad.argmax())
+        return bad, next(
+            (name for name in names if bad[row : row + 1].any() and test(bars[name][row : row + 1])[0]), ""
+        )
+
+    return run
+
+
+def _inconsistent(bars: Mapping[str, NDArray[Any]]) -> _Test:
+    slack = 1.0 + ROUNDING
+    top = np.maximum(bars["open"], bars["close"])
+    bottom = np.minimum(bars["open"], bars["close"])
+    bad: NDArray[np.bool_] = (
+        (bars["high"] < bars["low"]) | (top > bars["high"] * slack) | (bottom * slack < bars["low"])
+    )
+    return bad, ""
+
+
+def _negative_volume(bars: Mapping[str, NDArray[Any]]) -> _Test:
+    return bars["volume"] < 0, "volume"
+
+
+def _bad_factor(bars: Mapping[str, NDArray[Any]]) -> _Test:
+    if "adj_factor" not in bars:
+        return np.zeros(len(bars["start_ns"]), dtype=np.bool_), ""
+    return ~(np.isfinite(bars["adj_factor"]) & (bars["adj_factor"] > 0)), "adj_factor"
+
+
+def _prices_text(bars: Mapping[str, NDArray[Any]], row: int) -> str:
+    return " ".join(f"{name}={bars[name][row]:g}" for name in PRICES)
