@@ -51,6 +51,9 @@ class Reason(StrEnum):
     REJECTED = "rejected"
     LATE = "late"
     UNRESOLVED_ORDER = "unresolved_order"
+    SYMBOL_PAUSED = "symbol_paused"
+    PROTECTIVE_EXIT = "protective_exit"
+    NO_ANSWER = "no_answer"
     # what the gate said
     HALTED = "halted"
     MAX_POSITION = "max_position"
