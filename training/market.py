@@ -1,0 +1,194 @@
+"""One market table in memory: features, and the reward of every (bar, old position, new position).
+
+The price is exogenous for a price taker, so everything a step can pay is known before the first step: the
+environments and the replay are indices into this table (Huang 2018, "Financial Trading as a Game",
+arXiv 1807.02787).
+
+Axes: T rows (all series one behind the other), F features, P old position, N new position; positions -1, 0, 1
+are at index 0, 1, 2.
+
+Reward of row t, old position p, new position n, in units of log equity:
+
+    log[(1 + p * overnight) * (1 - |n - p| * side_fraction) * (1 + n * intrabar)]
+
+`overnight` is the total return from the close of the bar before the fill to the fill's open, splits and
+dividends included; `intrabar` the return from that open to that bar's close. Exposure is one unit of equity,
+rebased at both; with `latency_bars` = k the fill is at the open of row t + k, and the reward of a decision is
+the one of its own fill's bar, so one row still determines the transition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brokers.costs import SPLIT_RATIO, CostModel
+from brokers.series import BarSeries
+from training.errors import TrainingError
+
+Float = NDArray[np.float64]
+Float32 = NDArray[np.float32]
+Int = NDArray[np.int64]
+
+RUIN_FRACTION = 0.01
+"""A bar that leaves less than this share of the equity is ruin: it ends the episode and pays log(RUIN_FRACTION)."""
+
+UNUSABLE = -1
+"""`run_end_T` of a row on which nothing may be decided or observed."""
+
+_PARKINSON = 1.0 / (2.0 * math.sqrt(math.log(2.0)))
+
+
+@dataclass(frozen=True, slots=True)
+class MarketTable:
+    """What environments and replay index into. Build it with `build_table`.
+
+    Args:
+        symbols: Names, in the order of their rows.
+        features_TF: float32; rows with NaN are unusable.
+        reward_TPN: float64 log-equity change; NaN where no step can start.
+        run_end_T: Last row of the run of usable rows that row t is in; `UNUSABLE` outside of runs. A step
+            from t to t + 1 exists where t < run_end_T[t].
+        symbol_T: Index into `symbols`.
+        close_ns_T: Bar closes, ns since the epoch: the decision times.
+        latency_bars: Bars between a decision and its fill's open.
+    """
+
+    symbols: tuple[str, ...]
+    features_TF: Float32
+    reward_TPN: Float
+    run_end_T: Int
+    symbol_T: Int
+    close_ns_T: Int
+    latency_bars: int
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.run_end_T)
+
+    @property
+    def n_features(self) -> int:
+        """Return F."""
+        return int(self.features_TF.shape[1])
+
+    @property
+    def start_rows(self) -> Int:
+        """Return the rows from which a step exists."""
+        return np.flatnonzero(np.arange(len(self)) < self.run_end_T)
+
+    def where(self, keep_T: NDArray[np.bool_]) -> MarketTable:
+        """Return the table with every row outside `keep_T` made unusable; runs are cut accordingly."""
+        usable_T = keep_T & (self.run_end_T != UNUSABLE)
+        return MarketTable(
+            symbols=self.symbols,
+            features_TF=self.features_TF,
+            reward_TPN=self.reward_TPN,
+            run_end_T=_run_ends(usable_T, self.symbol_T),
+            symbol_T=self.symbol_T,
+            close_ns_T=self.close_ns_T,
+            latency_bars=self.latency_bars,
+        )
+
+
+def build_table(
+    series: Mapping[str, BarSeries],
+    features: Mapping[str, NDArray[np.floating]],
+    costs: CostModel,
+    *,
+    capital_usd: float,
+) -> MarketTable:
+    """Build the table of all series.
+
+    Args:
+        series: Bars of each symbol.
+        features: (T, F) of each symbol, aligned with its bars, NaN before warm-up.
+        costs: The shared cost model; its `latency_bars` delays fills.
+        capital_usd: Notional of one unit of position, for the size impact.
+
+    Raises:
+        TrainingError: No series, features that do not fit their bars, or a non-positive capital.
+    """
+    if not series:
+        raise TrainingError("no bars to train on: the market has no symbol")
+    if not capital_usd > 0:
+        raise TrainingError(f"training.capital_usd is {capital_usd}: the size impact needs a positive notional")
+    for symbol, bars in series.items():
+        if features[symbol].shape[0] != len(bars):
+            raise TrainingError(f"{symbol} has {len(bars)} bars but {features[symbol].shape[0]} rows of features")
+    symbols = tuple(series)
+    symbol_T = np.repeat(np.arange(len(symbols)), [len(series[s]) for s in symbols])
+    features_TF = np.concatenate([np.asarray(features[s], np.float32) for s in symbols])
+    reward_TPN = np.concatenate([reward_table(series[s], costs, capital_usd=capital_usd) for s in symbols])
+    # The last k rows of a series have no fill; the first of them can still be observed, as the end of a step.
+    has_fill_T = ~np.isnan(reward_TPN[:, 1, 1])
+    observable_T = has_fill_T.copy()
+    observable_T[1:] |= has_fill_T[:-1] & (symbol_T[1:] == symbol_T[:-1])
+    usable_T = observable_T & np.isfinite(features_TF).all(axis=1)
+    return MarketTable(
+        symbols=symbols,
+        features_TF=features_TF,
+        reward_TPN=reward_TPN,
+        run_end_T=_run_ends(usable_T, symbol_T),
+        symbol_T=symbol_T,
+        close_ns_T=np.concatenate([series[s].close_ns for s in symbols]),
+        latency_bars=costs.latency_bars,
+    )
+
+
+def reward_table(bars: BarSeries, costs: CostModel, *, capital_usd: float) -> Float:
+    """Return (T, 3, 3) rewards of one series: old position by new position; NaN in rows without a fill."""
+    k = costs.latency_bars
+    reward_TPN = np.full((len(bars), 3, 3), np.nan)
+    if len(bars) <= k:
+        return reward_TPN
+    overnight_t = overnight_returns(bars)[k:]
+    intrabar_t = bars.close[k:] / bars.open[k:] - 1.0
+    units_t = capital_usd / bars.close[:-k]
+    before = np.s_[k - 1 : -1]
+    sigma_t = np.log(bars.high[before] / bars.low[before]) * _PARKINSON
+    volume_t = bars.volume[before]
+    cost_tD = np.stack(
+        [np.zeros_like(units_t)] + [size * side_fractions(costs, size * units_t, sigma_t, volume_t) for size in (1, 2)],
+        axis=1,
+    )
+    for old in (-1, 0, 1):
+        for new in (-1, 0, 1):
+            growth_t = (1.0 + old * overnight_t) * (1.0 - cost_tD[:, abs(new - old)]) * (1.0 + new * intrabar_t)
+            reward_TPN[:-k, old + 1, new + 1] = np.log(np.maximum(growth_t, RUIN_FRACTION))
+    return reward_TPN
+
+
+def overnight_returns(bars: BarSeries) -> Float:
+    """Return (T,) total returns from each previous close to the open, as the account books them.
+
+    A split multiplies the quantity by the ratio of the factors; any other step of `adj_factor` pays
+    previous close * (1 - 1 / ratio) in cash. Row 0 is NaN.
+    """
+    overnight_T = np.full(len(bars), np.nan)
+    ratio_t = bars.adj_factor[1:] / bars.adj_factor[:-1]
+    raw_t = bars.open[1:] / bars.close[:-1]
+    split_t = (ratio_t >= SPLIT_RATIO) | (ratio_t <= 1.0 / SPLIT_RATIO)
+    overnight_T[1:] = np.where(split_t, raw_t * ratio_t, raw_t + (1.0 - 1.0 / ratio_t)) - 1.0
+    return overnight_T
+
+
+def side_fractions(costs: CostModel, qty_T: Float, sigma_T: Float, volume_T: Float) -> Float:
+    """Return `CostModel.side_fraction` of each row's quantity and reference bar, as one array."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share_T = np.where(volume_T > 0.0, np.abs(qty_T) / volume_T, np.inf)
+    impact_T = costs.impact * sigma_T * np.sqrt(np.minimum(share_T, costs.participation_cap))
+    return np.where(qty_T == 0.0, 0.0, impact_T) + (costs.fee_bps + costs.half_spread_bps) * 1e-4
+
+
+def _run_ends(usable_T: NDArray[np.bool_], symbol_T: Int) -> Int:
+    """Return for each usable row the last row of its unbroken run within one symbol."""
+    length = len(usable_T)
+    last_T = np.ones(length, dtype=bool)
+    last_T[:-1] = ~usable_T[1:] | (symbol_T[1:] != symbol_T[:-1])
+    candidate_T = np.where(last_T, np.arange(length), length)
+    end_T = np.minimum.accumulate(candidate_T[::-1])[::-1]
+    return np.where(usable_T, end_T, UNUSABLE)
