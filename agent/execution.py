@@ -1,0 +1,340 @@
+"""The order desk: intents in, orders at the venue out, with one of three outcomes each.
+
+Accepted, definitively rejected, or UNKNOWN. An order row is committed as SUBMITTING before the venue hears
+of it; there is one wire attempt per client order id; UNKNOWN is resolved by asking for that id, never by
+sending again. Only a proven absence over the venue's look-up window allows a fresh attempt, with a new id.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import Enum, unique
+from typing import Any
+
+import structlog
+from sqlalchemy import Connection, select
+
+from agent.ledger import schema
+from agent.ledger.store import Ledger, update_intent
+from agent.metrics import Metrics
+from agent.orders import Intent, IntentState, client_order_id, request_of
+from agent.reconcile import Reconciler
+from agent.records import record_orders
+from agent.trading_state import KnownOrder, TradingState, known_order
+from brokers.domain import (
+    BrokerError,
+    DuplicateClientIdError,
+    Instrument,
+    Leg,
+    Order,
+    OrderRequest,
+    OrderState,
+    OutcomeUnknownError,
+    RateLimitedError,
+    RejectedError,
+    UnavailableError,
+)
+from brokers.protocol import Broker, Clock
+from strategies.strategy import Reason
+
+log = structlog.get_logger("tandem.desk")
+
+CANCEL_WAIT_S_MAX = 5.0
+"""Longest wall wait for cancelled orders to become terminal before a close."""
+LOOKUP_PAUSES_S = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""Waits between two look-ups of an unknown order; the last one repeats."""
+
+
+@unique
+class _Found(Enum):
+    ABSENT = "absent"
+    """The venue said 'not found' at least twice, over its whole look-up window."""
+    UNREACHABLE = "unreachable"
+    """No usable answer: the order stays UNKNOWN."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeskLimits:
+    """Bounds of the desk: wire attempts per intent, and seconds without any answer."""
+
+    attempts_max: int
+    outage_s_max: float
+
+
+class OrderDesk:
+    """Carries out intents, one at a time.
+
+    Args:
+        broker: The venue.
+        clock: Venue time, for an entry's validity.
+        ledger: Where every step is committed before the next one.
+        state: The daemon's knowledge, kept in step.
+        reconciler: Reads orders and fills back.
+        instruments: Rules by symbol.
+        limits: Bounds.
+        metrics: Counters.
+        pause: Waits wall seconds (injected: a simulation does not wait).
+    """
+
+    def __init__(
+        self,
+        *,
+        broker: Broker,
+        clock: Clock,
+        ledger: Ledger,
+        state: TradingState,
+        reconciler: Reconciler,
+        instruments: dict[str, Instrument],
+        limits: DeskLimits,
+        metrics: Metrics,
+        pause: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self.broker = broker
+        self.clock = clock
+        self.ledger = ledger
+        self.state = state
+        self.reconciler = reconciler
+        self.instruments = instruments
+        self.limits = limits
+        self.metrics = metrics
+        self.pause = pause
+
+    async def execute(self, intents: Sequence[Intent]) -> dict[str, Reason]:
+        """Carry out intents in their order; returns the outcome by intent id."""
+        outcomes: dict[str, Reason] = {}
+        for intent in sorted(intents, key=lambda i: (i.close_time, i.sequence)):
+            outcomes[intent.intent_id] = await self._carry_out(intent)
+        return outcomes
+
+    async def _carry_out(self, intent: Intent) -> Reason:
+        attempts = self._former_attempts(intent)
+        for former in attempts:
+            settled = await self._settle_former(intent, former)
+            if settled is not None:
+                return settled
+        for attempt in range(len(attempts) + 1, self.limits.attempts_max + 1):
+            outcome = await self._attempt(intent, attempt)
+            if outcome is not None:
+                return outcome
+        return self._drop(intent, Reason.NO_ANSWER, "the venue never had any of its attempts")
+
+    def _former_attempts(self, intent: Intent) -> list[KnownOrder]:
+        question = (
+            select(schema.orders)
+            .where(schema.orders.c.intent_id == intent.intent_id, schema.orders.c.parent_client_id.is_(None))
+            .order_by(schema.orders.c.attempt)
+        )
+        return [known_order(row) for row in self.ledger.rows(question)]
+
+    async def _settle_former(self, intent: Intent, former: KnownOrder) -> Reason | None:
+        """Find out what became of an attempt made before a restart; None where a fresh attempt is right."""
+        if former.state is OrderState.NOT_PLACED:
+            return None
+        if former.state is OrderState.REJECTED:
+            return self._drop(intent, Reason.REJECTED, "rejected before the restart")
+        if former.state not in (OrderState.SUBMITTING, OrderState.UNKNOWN):
+            return self._finish(intent, Reason.TRADED)
+        found = await self._look_up(former.client_id)
+        return self._settle_found(intent, former.client_id, found)
+
+    async def _attempt(self, intent: Intent, attempt: int) -> Reason | None:
+        """Make one wire attempt; None where the venue provably has nothing of it and another may follow."""
+        if intent.valid_until is not None and self.clock.now() > intent.valid_until:
+            return self._drop(intent, Reason.LATE, f"not sent by {intent.valid_until.isoformat()}")
+        qty = intent.qty
+        if intent.leg is not Leg.ENTRY:
+            freed = await self._free_position(intent)
+            if isinstance(freed, Reason):
+                return freed
+            qty = freed
+        client_id = client_order_id(intent.intent_id, attempt)
+        at_venue = self.instruments[intent.symbol].asset_class.value in self.broker.capabilities.brackets
+        request = request_of(intent, client_id, qty, at_venue=at_venue)
+        self._commit_submitting(intent, request, attempt)
+        return await self._send(intent, request)
+
+    async def _send(self, intent: Intent, request: OrderRequest) -> Reason | None:
+        try:
+            order = await self.broker.submit(request)
+        except DuplicateClientIdError:
+            return self._settle_found(intent, request.client_id, await self._look_up(request.client_id))
+        except RateLimitedError as error:
+            self._set_state(request.client_id, OrderState.NOT_PLACED, str(error))
+            self.metrics.order("not_placed")
+            await self.pause(error.retry_after_s)
+            return None
+        except RejectedError as error:
+            return self._rejected(intent, request.client_id, error)
+        except (OutcomeUnknownError, UnavailableError) as error:
+            log.warning("order outcome unknown", client_id=request.client_id, symbol=intent.symbol, error=str(error))
+            self.metrics.order("unknown")
+            self._set_state(request.client_id, OrderState.UNKNOWN, str(error))
+            return self._settle_found(intent, request.client_id, await self._look_up(request.client_id))
+        return self._accepted(intent, order)
+
+    def _commit_submitting(self, intent: Intent, request: OrderRequest, attempt: int) -> None:
+        now = self.clock.now()
+        known = KnownOrder(
+            client_id=request.client_id,
+            intent_id=intent.intent_id,
+            attempt=attempt,
+            parent_client_id=None,
+            symbol=intent.symbol,
+            side=intent.side,
+            leg=intent.leg,
+            qty=request.qty,
+            filled_qty=Decimal(0),
+            state=OrderState.SUBMITTING,
+            stop_price=request.stop_price,
+            limit_price=request.limit_price,
+        )
+        row = {
+            "client_id": known.client_id,
+            "intent_id": known.intent_id,
+            "attempt": attempt,
+            "symbol": known.symbol,
+            "side": known.side.value,
+            "leg": known.leg.value,
+            "type": request.type.value,
+            "qty": known.qty,
+            "state": known.state.value,
+            "filled_qty": known.filled_qty,
+            "submitted_at": now,
+            "updated_at": now,
+        }
+        with self.ledger.transaction() as connection:
+            self.ledger.upsert(connection, schema.orders, [row])
+        self.state.orders[known.client_id] = known
+
+    def _accepted(self, intent: Intent, order: Order) -> Reason:
+        with self.ledger.transaction() as connection:
+            record_orders(connection, self.ledger, self.state, [order], self.clock.now())
+            update_intent(connection, intent.intent_id, state=IntentState.DONE.value)
+            self._reset_rejects(connection, intent.symbol)
+            if order.reason == "legs_missing":
+                detail = f"order {order.client_id} was accepted without its exits; they are armed locally"
+                self.ledger.incident(connection, self.clock.now(), "legs_missing", detail, intent.symbol)
+        self.state.intents.pop(intent.intent_id, None)
+        self.metrics.order("accepted")
+        log.info(
+            "order accepted",
+            symbol=intent.symbol,
+            side=intent.side.value,
+            leg=intent.leg.value,
+            qty=str(order.qty),
+            client_id=order.client_id,
+        )
+        return Reason.TRADED
+
+    def _rejected(self, intent: Intent, client_id: str, error: RejectedError) -> Reason:
+        streak = self.state.rejects.get(intent.symbol, 0) + 1
+        self.state.rejects[intent.symbol] = streak
+        note = f"{error.code}: {error.message}"
+        with self.ledger.transaction() as connection:
+            self._write_state(connection, client_id, OrderState.REJECTED, note)
+            update_intent(connection, intent.intent_id, state=IntentState.DROPPED.value, note=note[:200])
+            self.ledger.set_state(connection, "rejects", dict(self.state.rejects))
+            self.ledger.incident(connection, self.clock.now(), "rejected", note, intent.symbol)
+        self.state.orders.pop(client_id, None)
+        self.state.intents.pop(intent.intent_id, None)
+        self.metrics.order("rejected")
+        log.warning("order rejected", symbol=intent.symbol, client_id=client_id, error=note, streak=streak)
+        return Reason.REJECTED
+
+    def _settle_found(self, intent: Intent, client_id: str, found: Order | _Found) -> Reason | None:
+        if isinstance(found, Order):
+            self.metrics.order("resolved")
+            return self._accepted(intent, found)
+        if found is _Found.ABSENT:
+            log.info("order was not placed", client_id=client_id, symbol=intent.symbol)
+            self.metrics.order("not_placed")
+            self._set_state(client_id, OrderState.NOT_PLACED, "unknown to the venue for the whole look-up window")
+            return None
+        with self.ledger.transaction() as connection:
+            detail = f"order {client_id}: the venue cannot be asked what became of it; the symbol waits"
+            self.ledger.incident(connection, self.clock.now(), "unresolved_order", detail, intent.symbol)
+        return Reason.UNRESOLVED_ORDER
+
+    async def _look_up(self, client_id: str) -> Order | _Found:
+        """Ask for a client id until it is found, or proven absent, or the venue stays silent too long."""
+        window_s = self.broker.capabilities.lookup_window_s
+        began = last_answer = time.monotonic()
+        absences = 0
+        for turn in range(10_000):
+            try:
+                order = await self.broker.order(client_id)
+            except BrokerError as error:
+                if time.monotonic() - last_answer > self.limits.outage_s_max:
+                    log.exception("order cannot be looked up", client_id=client_id, error=str(error))
+                    return _Found.UNREACHABLE
+            else:
+                if order is not None:
+                    return order
+                absences += 1
+                last_answer = time.monotonic()
+                if absences >= 2 and last_answer - began >= window_s:
+                    return _Found.ABSENT
+            await self.pause(LOOKUP_PAUSES_S[min(turn, len(LOOKUP_PAUSES_S) - 1)])
+        return _Found.UNREACHABLE
+
+    async def _free_position(self, intent: Intent) -> Decimal | Reason:
+        """Cancel what works on the symbol, wait until it is terminal, and return the quantity to close."""
+        own = intent.intent_id
+        try:
+            for order in self.state.working_orders(intent.symbol):
+                if order.state.is_working and order.intent_id != own:
+                    await self.broker.cancel(order.client_id)
+            began = time.monotonic()
+            await self.reconciler.sync()
+            while any(o.state.is_working and o.intent_id != own for o in self.state.working_orders(intent.symbol)):
+                if time.monotonic() - began > CANCEL_WAIT_S_MAX:
+                    return self._drop(intent, Reason.ORDER_WORKING, "orders of the symbol did not cancel in time")
+                await self.pause(0.1)
+                await self.reconciler.sync()
+            positions = await self.broker.positions()
+        except RejectedError as error:
+            return self._drop(intent, Reason.REJECTED, str(error))
+        except BrokerError as error:
+            return self._drop(intent, Reason.NO_ANSWER, f"the position could not be freed: {error}")
+        position = positions.get(intent.symbol)
+        held = Decimal(0) if position is None else -intent.side.sign * position.qty
+        qty = self.instruments[intent.symbol].round_qty(held)
+        if qty <= 0:
+            return self._finish(intent, Reason.TARGET_HELD, "nothing was left to close")
+        return qty
+
+    def _finish(self, intent: Intent, reason: Reason, note: str = "") -> Reason:
+        with self.ledger.transaction() as connection:
+            update_intent(connection, intent.intent_id, state=IntentState.DONE.value, note=note)
+        self.state.intents.pop(intent.intent_id, None)
+        return reason
+
+    def _drop(self, intent: Intent, reason: Reason, note: str) -> Reason:
+        with self.ledger.transaction() as connection:
+            update_intent(
+                connection, intent.intent_id, state=IntentState.DROPPED.value, note=f"{reason.value}: {note}"[:200]
+            )
+        self.state.intents.pop(intent.intent_id, None)
+        self.metrics.order("dropped")
+        log.warning("intent dropped", symbol=intent.symbol, leg=intent.leg.value, reason=reason.value, note=note)
+        return reason
+
+    def _set_state(self, client_id: str, state: OrderState, reason: str) -> None:
+        with self.ledger.transaction() as connection:
+            self._write_state(connection, client_id, state, reason)
+        known = self.state.orders.get(client_id)
+        if known is not None:
+            known.state = state
+            if state.is_terminal:
+                del self.state.orders[client_id]
+
+    def _write_state(self, connection: Connection, client_id: str, state: OrderState, reason: str) -> None:
+        values: dict[str, Any] = {"state": state.value, "reason": reason[:300], "updated_at": self.clock.now()}
+        connection.execute(schema.orders.update().where(schema.orders.c.client_id == client_id).values(**values))
+
+    def _reset_rejects(self, connection: Connection, symbol: str) -> None:
+        if self.state.rejects.pop(symbol, None) is not None:
+            self.ledger.set_state(connection, "rejects", dict(self.state.rejects))

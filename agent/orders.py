@@ -1,0 +1,94 @@
+"""Intents, and ids that come from decisions.
+
+An intent is what a decision wants done; an order is one wire attempt at it. The intent's id is a hash of
+(account scope, symbol, bar close, side, leg), and the client order id adds the attempt: the same decision
+twice is the same order.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum, unique
+
+from agent.ledger.schema import iso
+from brokers.domain import ExitPlan, Leg, OrderRequest, OrderType, Side, TimeInForce
+
+ID_PREFIX = "tdm-"
+"""Every client order id of ours begins so: foreign orders are never touched."""
+
+
+@unique
+class IntentState(StrEnum):
+    """The life of an intent."""
+
+    PLANNED = "planned"
+    """Committed; nothing of it has been answered by the venue."""
+    DONE = "done"
+    """An order of it is known to the venue, or there is nothing left to do."""
+    DROPPED = "dropped"
+    """Given up with a reason: too late, rejected, or its attempts are used up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """One wanted change of position.
+
+    Args:
+        intent_id: `intent_id(...)` of the fields below.
+        sequence: Order of execution within a close; closes come before entries.
+        close_time: The bar close of the decision.
+        symbol: Canonical symbol.
+        side: BUY or SELL.
+        leg: ENTRY, CLOSE, or STOP / TAKE_PROFIT for exits that the daemon itself fires.
+        qty: Wanted quantity, > 0; a closing intent never sends more than is held.
+        exits: The ExitPlan of an entry; None for closing intents.
+        reference_price: Close of the decided bar, quote currency.
+        predicted_cost_fraction: Cost model's prediction, per side, as a fraction of notional.
+        valid_until: Venue time after which an entry must not be sent; None for closing intents.
+        state: See `IntentState`.
+    """
+
+    intent_id: str
+    sequence: int
+    close_time: datetime
+    symbol: str
+    side: Side
+    leg: Leg
+    qty: Decimal
+    exits: ExitPlan | None
+    reference_price: float
+    predicted_cost_fraction: float
+    valid_until: datetime | None
+    state: IntentState = IntentState.PLANNED
+
+
+def intent_id(scope: str, symbol: str, close_time: datetime, side: Side, leg: Leg) -> str:
+    """Return the id of a decision's intent: 26 base-32 characters (130 bits) of a SHA-256, with our prefix."""
+    text = "\x1f".join((scope, symbol, iso(close_time), side.value, leg.value))
+    digest = base64.b32encode(hashlib.sha256(text.encode()).digest()).decode().lower()
+    return ID_PREFIX + digest[:26]
+
+
+def client_order_id(intent: str, attempt: int) -> str:
+    """Return the client order id of one attempt (1, 2, ...) at an intent."""
+    return f"{intent}-{attempt}"
+
+
+def request_of(intent: Intent, client_id: str, qty: Decimal, *, at_venue: bool) -> OrderRequest:
+    """Return the wire order of an intent: a market order, with its exits where the venue can hold them."""
+    exits = intent.exits if at_venue else None
+    return OrderRequest(
+        client_id=client_id,
+        symbol=intent.symbol,
+        side=intent.side,
+        qty=qty,
+        type=OrderType.MARKET,
+        tif=TimeInForce.GTC,
+        take_profit=exits.take_profit if exits is not None else None,
+        stop_loss=exits.stop if exits is not None else None,
+        leg=intent.leg,
+    )

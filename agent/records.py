@@ -1,0 +1,279 @@
+"""Writing down what the venue said: orders, legs, fills, positions, exits.
+
+Every function takes the caller's transaction and keeps `TradingState` in step with it. Fills are what the
+venue says they are; `filled_qty` only grows; a terminal order stays so unless a late fill proves otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from agent.ledger import schema
+from agent.ledger.store import Ledger
+from agent.orders import ID_PREFIX
+from agent.trading_state import ArmedExit, KnownOrder, TradingState, intent_of, known_order
+from brokers.domain import Fill, Leg, Order, OrderState
+
+_LEG_SUFFIX = {".stop": Leg.STOP, ".tp": Leg.TAKE_PROFIT}
+
+
+def record_orders(
+    connection: Connection, ledger: Ledger, state: TradingState, venue_orders: Iterable[Order], venue_now: datetime
+) -> list[str]:
+    """Merge venue orders of ours (legs included); returns the client ids of foreign ones."""
+    foreign: list[str] = []
+    rows: list[dict[str, Any]] = []
+    for order in _flattened(venue_orders):
+        known = state.orders.get(order.client_id) or _stored(connection, order.client_id)
+        if known is None:
+            known = _adopted(connection, state, order)
+        if known is None:
+            foreign.append(order.client_id)
+            continue
+        if known.state.is_terminal and order.filled_qty <= known.filled_qty:
+            continue
+        if known.state.is_terminal:
+            detail = f"order {order.client_id} was {known.state}, now filled {order.filled_qty}"
+            ledger.incident(connection, venue_now, "late_fill", detail, order.symbol)
+        known.state = order.state
+        known.filled_qty = max(known.filled_qty, order.filled_qty)
+        known.qty = order.qty
+        known.stop_price, known.limit_price = order.stop_price, order.limit_price
+        rows.append(_row(known, order))
+        if known.state.is_terminal:
+            state.orders.pop(order.client_id, None)
+        else:
+            state.orders[order.client_id] = known
+    ledger.upsert(connection, schema.orders, rows)
+    return foreign
+
+
+def record_fills(
+    connection: Connection, ledger: Ledger, state: TradingState, venue: str, venue_fills: Sequence[Fill]
+) -> list[Fill]:
+    """Book new executions of ours, oldest first; returns those that were new and ours.
+
+    A foreign execution moves the mark of what has been read, and leaves an incident.
+    """
+    booked: list[Fill] = []
+    for fill in venue_fills:
+        if _already(connection, venue, fill.exec_id):
+            continue
+        known = state.orders.get(fill.client_id) or _stored(connection, fill.client_id)
+        if known is None:
+            detail = f"execution {fill.exec_id} of {fill.qty} belongs to order {fill.client_id}, which is not ours"
+            ledger.incident(connection, fill.at, "foreign_fill", detail, fill.symbol)
+            continue
+        ledger.insert_new(connection, schema.fills, [_fill_row(venue, fill, known)])
+        ledger.insert_new(connection, schema.costs, [_cost_row(connection, venue, fill, known)])
+        state.book.fill(fill.symbol, fill.side, fill.qty, fill.price, fill.fee)
+        booked.append(fill)
+    if venue_fills:
+        state.last_exec_id = venue_fills[-1].exec_id
+        ledger.set_state(connection, "last_execution", {"exec_id": state.last_exec_id})
+    for symbol in dict.fromkeys(fill.symbol for fill in booked):
+        record_position(connection, ledger, state, symbol, booked[-1].at)
+    return booked
+
+
+def record_position(
+    connection: Connection, ledger: Ledger, state: TradingState, symbol: str, venue_now: datetime
+) -> None:
+    """Write the symbol's own count of its position."""
+    holding = state.book.holdings.get(symbol)
+    row = {
+        "symbol": symbol,
+        "qty": Decimal(0) if holding is None else holding.qty,
+        "avg_cost": Decimal(0) if holding is None else holding.avg_cost,
+        "updated_at": venue_now,
+    }
+    ledger.upsert(connection, schema.positions, [row])
+
+
+def arm_exits(connection: Connection, ledger: Ledger, state: TradingState, venue_now: datetime) -> list[str]:
+    """Bring the exits in step with positions: every position has a plan, every plan a mode.
+
+    Returns the symbols that hold a position without any plan (the caller must give them one).
+    """
+    naked: list[str] = []
+    for symbol in list(state.exits):
+        if not state.book.qty(symbol):
+            del state.exits[symbol]
+            connection.execute(schema.exits.delete().where(schema.exits.c.symbol == symbol))
+    for symbol, holding in state.book.holdings.items():
+        armed = state.exits.get(symbol) or _planned_exit(connection, state, symbol, venue_now)
+        if armed is None or (armed.side.sign > 0) == (holding.qty > 0):
+            naked.append(symbol)
+            continue
+        mode = protection_mode(state, armed)
+        if symbol in state.exits and mode == armed.mode:
+            continue
+        armed.mode = mode
+        write_exit(connection, ledger, state, armed)
+    return naked
+
+
+def write_exit(connection: Connection, ledger: Ledger, state: TradingState, armed: ArmedExit) -> None:
+    """Write one position's exits."""
+    state.exits[armed.symbol] = armed
+    row = {
+        "symbol": armed.symbol,
+        "intent_id": armed.intent_id,
+        "side": armed.side.value,
+        "stop": armed.plan.stop,
+        "take_profit": armed.plan.take_profit,
+        "max_loss_usd": armed.plan.max_loss_usd,
+        "mode": armed.mode,
+        "armed_at": armed.armed_at,
+    }
+    ledger.upsert(connection, schema.exits, [row])
+
+
+def protection_mode(state: TradingState, armed: ArmedExit) -> str:
+    """Tell whether the venue holds all of a plan (`venue`), or the daemon must watch it (`local`)."""
+    legs = {order.leg for order in state.working_orders(armed.symbol) if order.leg in (Leg.STOP, Leg.TAKE_PROFIT)}
+    wanted = set()
+    if armed.plan.stop is not None:
+        wanted.add(Leg.STOP)
+    if armed.plan.take_profit is not None:
+        wanted.add(Leg.TAKE_PROFIT)
+    return "venue" if armed.plan.stop is not None and wanted <= legs else "local"
+
+
+def _planned_exit(connection: Connection, state: TradingState, symbol: str, venue_now: datetime) -> ArmedExit | None:
+    held_long = state.book.qty(symbol) > 0
+    newest = (
+        select(schema.intents)
+        .where(schema.intents.c.symbol == symbol, schema.intents.c.leg == Leg.ENTRY.value)
+        .where(schema.intents.c.side == ("buy" if held_long else "sell"))
+        .order_by(schema.intents.c.close_time.desc())
+        .limit(1)
+    )
+    row = connection.execute(newest).first()
+    intent = None if row is None else intent_of(row)
+    if intent is None or intent.exits is None:
+        return None
+    return ArmedExit(
+        symbol=symbol,
+        intent_id=intent.intent_id,
+        side=intent.side.opposite,
+        plan=intent.exits,
+        mode="",
+        armed_at=venue_now,
+    )
+
+
+def _flattened(venue_orders: Iterable[Order]) -> Iterable[Order]:
+    for order in venue_orders:
+        yield order
+        yield from order.legs
+
+
+def _stored(connection: Connection, client_id: str) -> KnownOrder | None:
+    row = connection.execute(select(schema.orders).where(schema.orders.c.client_id == client_id)).first()
+    return None if row is None else known_order(row)
+
+
+def _adopted(connection: Connection, state: TradingState, order: Order) -> KnownOrder | None:
+    parent_id = order.parent_client_id
+    parent = None
+    if parent_id is not None:
+        parent = state.orders.get(parent_id) or _stored(connection, parent_id)
+    if parent is None and not order.client_id.startswith(ID_PREFIX):
+        return None
+    leg = order.leg
+    intent_id, attempt = "", 0
+    if parent is not None:
+        intent_id, attempt = parent.intent_id, parent.attempt
+    else:
+        stem, _, number = order.client_id.partition(".")[0].rpartition("-")
+        intent_id, attempt = stem, int(number) if number.isdigit() else 0
+        leg = next((leg for suffix, leg in _LEG_SUFFIX.items() if order.client_id.endswith(suffix)), leg)
+    return KnownOrder(
+        client_id=order.client_id,
+        intent_id=intent_id,
+        attempt=attempt,
+        parent_client_id=parent_id,
+        symbol=order.symbol,
+        side=order.side,
+        leg=leg,
+        qty=order.qty,
+        filled_qty=Decimal(0),
+        state=OrderState.SUBMITTING,
+        stop_price=order.stop_price,
+        limit_price=order.limit_price,
+    )
+
+
+def _row(known: KnownOrder, order: Order) -> dict[str, Any]:
+    return {
+        "client_id": known.client_id,
+        "intent_id": known.intent_id,
+        "attempt": known.attempt,
+        "parent_client_id": known.parent_client_id,
+        "venue_id": order.venue_id,
+        "symbol": known.symbol,
+        "side": known.side.value,
+        "leg": known.leg.value,
+        "type": order.type.value,
+        "qty": known.qty,
+        "limit_price": known.limit_price,
+        "stop_price": known.stop_price,
+        "state": known.state.value,
+        "filled_qty": known.filled_qty,
+        "avg_price": order.avg_price,
+        "submitted_at": order.submitted_at,
+        "updated_at": order.updated_at,
+        "reason": order.reason[:300],
+    }
+
+
+def _already(connection: Connection, venue: str, exec_id: str) -> bool:
+    fills = schema.fills
+    question = select(fills.c.exec_id).where(fills.c.venue == venue, fills.c.exec_id == exec_id)
+    return connection.execute(question).first() is not None
+
+
+def _fill_row(venue: str, fill: Fill, known: KnownOrder) -> dict[str, Any]:
+    return {
+        "venue": venue,
+        "exec_id": fill.exec_id,
+        "client_id": fill.client_id,
+        "symbol": fill.symbol,
+        "side": fill.side.value,
+        "leg": known.leg.value,
+        "qty": fill.qty,
+        "price": fill.price,
+        "fee": fill.fee,
+        "at": fill.at,
+    }
+
+
+def _cost_row(connection: Connection, venue: str, fill: Fill, known: KnownOrder) -> dict[str, Any]:
+    """Predicted against realised cost, per side, as fractions of notional.
+
+    Realised: how much worse than the venue's own reference price (or, where it names none, than the
+    decision price) the fill was, plus its fee.
+    """
+    question = select(schema.intents.c.reference_price, schema.intents.c.predicted_cost_fraction)
+    intent = connection.execute(question.where(schema.intents.c.intent_id == known.intent_id)).first()
+    decision_price = None if intent is None or known.leg in (Leg.STOP, Leg.TAKE_PROFIT) else intent.reference_price
+    quote = None if fill.mark_price is None else float(fill.mark_price)
+    base = quote if quote is not None else decision_price
+    realised = None
+    if base is not None:
+        slipped = fill.side.sign * (float(fill.price) / base - 1.0)
+        realised = slipped + float(fill.fee) / float(fill.qty * fill.price)
+    return {
+        "venue": venue,
+        "exec_id": fill.exec_id,
+        "decision_price": decision_price,
+        "quote_price": quote,
+        "predicted_fraction": None if intent is None else intent.predicted_cost_fraction,
+        "realised_fraction": realised,
+    }

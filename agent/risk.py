@@ -1,0 +1,116 @@
+"""The risk gate: what stands between a decision and an order.
+
+Pure functions of numbers that the ledger and the venue gave. Entries may be refused or made smaller; a
+reduction of exposure always passes. Equity is the venue's, unrealised profit and loss included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+from agent.settings import RiskSettings
+from strategies.strategy import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRisk:
+    """The account at one close.
+
+    Args:
+        equity: Quote currency, marked at the close.
+        peak: Highest equity so far.
+        day_start: Equity when the venue day began.
+        gross: Sum of absolute positions at their marks, working entries included.
+        halted: Reason of a standing halt; None for none.
+    """
+
+    equity: Decimal
+    peak: Decimal
+    day_start: Decimal
+    gross: Decimal
+    halted: str | None
+
+    @property
+    def drawdown(self) -> float:
+        """Loss from the peak as a fraction of it, >= 0."""
+        return float(1 - self.equity / self.peak) if self.peak > 0 else 0.0
+
+    @property
+    def daily_loss(self) -> float:
+        """Loss since the venue day began as a fraction of that equity; negative for a gain."""
+        return float(1 - self.equity / self.day_start) if self.day_start > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SymbolRisk:
+    """One symbol at one close.
+
+    Args:
+        price: Mark, quote currency.
+        bar_age_periods: Age of the newest bar, in bar periods.
+        features_out_of_range: Features at or beyond their stated range.
+        entries_last_hour: Entry intents of the last hour of venue time.
+        reject_streak: Venue rejections in a row.
+        bars_since_stop: Bars since a stop was hit; None for never.
+        paused: Why the symbol may not be entered; None for nothing.
+    """
+
+    price: Decimal
+    bar_age_periods: float
+    features_out_of_range: int
+    entries_last_hour: int
+    reject_streak: int
+    bars_since_stop: int | None
+    paused: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the gate leaves of a wanted entry: a quantity (perhaps 0) and, where it changed something, why."""
+
+    qty: Decimal
+    reason: Reason | None
+
+
+def breach(account: AccountRisk, limits: RiskSettings) -> Reason | None:
+    """Tell whether the account's losses call for a lasting halt (drawdown) right now."""
+    return Reason.DRAWDOWN if account.drawdown > limits.drawdown_fraction else None
+
+
+def judge_entry(qty: Decimal, account: AccountRisk, symbol: SymbolRisk, limits: RiskSettings) -> Verdict:
+    """Judge a wanted entry of `qty` > 0 units; checks are made in the order of the reasons below."""
+    refusals = (
+        (account.halted is not None, Reason.HALTED),
+        (symbol.paused is not None, Reason.SYMBOL_PAUSED),
+        (account.drawdown > limits.drawdown_fraction, Reason.DRAWDOWN),
+        (account.daily_loss > limits.daily_loss_fraction, Reason.DAILY_LOSS),
+        (symbol.bar_age_periods > limits.stale_bars_max, Reason.STALE_DATA),
+        (symbol.features_out_of_range > limits.out_of_range_features_max, Reason.OUT_OF_RANGE),
+        (symbol.entries_last_hour >= limits.orders_per_hour, Reason.ORDER_RATE),
+        (symbol.reject_streak >= limits.reject_streak_max, Reason.REJECT_STREAK),
+        (
+            symbol.bars_since_stop is not None and symbol.bars_since_stop < limits.cooldown_bars,
+            Reason.COOLDOWN,
+        ),
+    )
+    for refused, reason in refusals:
+        if refused:
+            return Verdict(Decimal(0), reason)
+    return _capped(qty, account, symbol, limits)
+
+
+def _capped(qty: Decimal, account: AccountRisk, symbol: SymbolRisk, limits: RiskSettings) -> Verdict:
+    position_cap = account.equity * Decimal(repr(limits.max_position_fraction))
+    gross_cap = account.equity * Decimal(repr(limits.max_gross_fraction)) - account.gross
+    caps = (
+        (position_cap, Reason.MAX_POSITION),
+        (gross_cap, Reason.MAX_NOTIONAL),
+        (limits.max_order_notional_usd, Reason.MAX_NOTIONAL),
+    )
+    allowed, reason = qty, None
+    for cap, why in caps:
+        most = max(cap, Decimal(0)) / symbol.price
+        if allowed > most:
+            allowed, reason = most, why
+    return Verdict(allowed, reason)

@@ -1,0 +1,157 @@
+"""What the daemon knows, as one object: read from the ledger at the start, changed only with its commits.
+
+Start-up and recovery are one path: `TradingState.load` gives the same state after a clean stop and after a
+kill, because nothing is kept here that the ledger does not hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+
+from sqlalchemy import Row, select
+
+from agent.ledger import schema
+from agent.ledger.store import Ledger
+from agent.orders import Intent, IntentState
+from brokers.account import AccountBook, Holding
+from brokers.domain import ExitPlan, Leg, OrderState, Side
+
+
+@dataclass(slots=True)
+class KnownOrder:
+    """One order of ours, or a bracket leg of one, as the ledger holds it."""
+
+    client_id: str
+    intent_id: str
+    attempt: int
+    parent_client_id: str | None
+    symbol: str
+    side: Side
+    leg: Leg
+    qty: Decimal
+    filled_qty: Decimal
+    state: OrderState
+    stop_price: Decimal | None
+    limit_price: Decimal | None
+
+
+@dataclass(slots=True)
+class ArmedExit:
+    """The protective exits of one open position: at the venue, or armed locally."""
+
+    symbol: str
+    intent_id: str
+    side: Side
+    plan: ExitPlan
+    mode: str
+    armed_at: datetime
+
+
+@dataclass(slots=True)
+class TradingState:
+    """Everything that a cycle needs to remember.
+
+    `orders` holds the orders that are not terminal; `intents` those that are still planned.
+    """
+
+    book: AccountBook = field(default_factory=lambda: AccountBook(cash=Decimal(0)))
+    orders: dict[str, KnownOrder] = field(default_factory=dict)
+    intents: dict[str, Intent] = field(default_factory=dict)
+    exits: dict[str, ArmedExit] = field(default_factory=dict)
+    rejects: dict[str, int] = field(default_factory=dict)
+    paused: dict[str, str] = field(default_factory=dict)
+    last_exec_id: str | None = None
+    last_close: datetime | None = None
+    last_close_done: bool = True
+    peak_equity: Decimal = Decimal(0)
+    day_start_equity: Decimal = Decimal(0)
+    day: str = ""
+
+    @classmethod
+    def load(cls, ledger: Ledger) -> TradingState:
+        """Read the state that the last commit left."""
+        loaded = cls()
+        terminal = [state.value for state in OrderState if state.is_terminal]
+        for row in ledger.rows(select(schema.orders).where(schema.orders.c.state.not_in(terminal))):
+            loaded.orders[row.client_id] = known_order(row)
+        planned = select(schema.intents).where(schema.intents.c.state == IntentState.PLANNED.value)
+        for row in ledger.rows(planned.order_by(schema.intents.c.close_time, schema.intents.c.sequence)):
+            loaded.intents[row.intent_id] = intent_of(row)
+        for row in ledger.rows(select(schema.positions)):
+            if row.qty:
+                loaded.book.holdings[row.symbol] = Holding(qty=row.qty, avg_cost=row.avg_cost)
+        for row in ledger.rows(select(schema.exits)):
+            loaded.exits[row.symbol] = ArmedExit(
+                symbol=row.symbol,
+                intent_id=row.intent_id,
+                side=Side(row.side),
+                plan=ExitPlan(stop=row.stop, take_profit=row.take_profit, max_loss_usd=row.max_loss_usd),
+                mode=row.mode,
+                armed_at=row.armed_at,
+            )
+        loaded.rejects = {str(k): int(v) for k, v in (ledger.get_state("rejects") or {}).items()}
+        loaded.paused = {str(k): str(v) for k, v in (ledger.get_state("paused") or {}).items()}
+        executions = ledger.get_state("last_execution")
+        loaded.last_exec_id = None if executions is None else executions["exec_id"]
+        cycle = ledger.last_cycle()
+        if cycle is not None:
+            loaded.last_close = cycle.close_time
+            loaded.last_close_done = cycle.status == "done"
+        equity = ledger.last_equity()
+        if equity is not None:
+            loaded.peak_equity = equity.peak
+            loaded.day_start_equity = equity.day_start
+            loaded.day = equity.close_time.date().isoformat()
+        return loaded
+
+    def working_orders(self, symbol: str) -> list[KnownOrder]:
+        """Return the symbol's orders that may still fill."""
+        return [order for order in self.orders.values() if order.symbol == symbol and not order.state.is_terminal]
+
+    def working_entry(self, symbol: str) -> KnownOrder | None:
+        """Return the symbol's entry that may still fill."""
+        for order in self.orders.values():
+            if order.symbol == symbol and order.leg is Leg.ENTRY and not order.state.is_terminal:
+                return order
+        return None
+
+
+def known_order(row: Row[tuple[object, ...]]) -> KnownOrder:
+    """Build from a row of the orders table."""
+    return KnownOrder(
+        client_id=row.client_id,
+        intent_id=row.intent_id,
+        attempt=row.attempt,
+        parent_client_id=row.parent_client_id,
+        symbol=row.symbol,
+        side=Side(row.side),
+        leg=Leg(row.leg),
+        qty=row.qty,
+        filled_qty=row.filled_qty,
+        state=OrderState(row.state),
+        stop_price=row.stop_price,
+        limit_price=row.limit_price,
+    )
+
+
+def intent_of(row: Row[tuple[object, ...]]) -> Intent:
+    """Build from a row of the intents table."""
+    exits = None
+    if row.leg == Leg.ENTRY.value and (row.stop is not None or row.max_loss_usd is not None):
+        exits = ExitPlan(stop=row.stop, take_profit=row.take_profit, max_loss_usd=row.max_loss_usd)
+    return Intent(
+        intent_id=row.intent_id,
+        sequence=row.sequence,
+        close_time=row.close_time,
+        symbol=row.symbol,
+        side=Side(row.side),
+        leg=Leg(row.leg),
+        qty=row.qty,
+        exits=exits,
+        reference_price=row.reference_price,
+        predicted_cost_fraction=row.predicted_cost_fraction,
+        valid_until=row.valid_until,
+        state=IntentState(row.state),
+    )
