@@ -8,7 +8,7 @@ Nothing is repaired here: a file with faults is refused with one error that list
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,16 +18,16 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from brokers.bar_faults import IMPORT, PRICES, BarsError, Fault, find_faults, rfc3339
 from brokers.calendar import TradingCalendar, period_to_ns
 from brokers.domain import utc
-from brokers.series import BarSeries, Float, Int, from_ns, to_ns
+from brokers.series import BarSeries, Int, to_ns
 
 if TYPE_CHECKING:
     import polars as pl
 
 log = structlog.get_logger(__name__)
 
-PRICES = ("open", "high", "low", "close")
 REQUIRED = ("timestamp", *PRICES, "volume")
 RESERVED = frozenset(
     {"symbol", "adj_factor", "adj_close", "vwap", "liquidity", "trade_count", "revision", "dividend", "split_ratio"}
@@ -35,49 +35,8 @@ RESERVED = frozenset(
 """Columns with fixed meanings beside the required ones; never features by themselves. So are `bid_*` and `ask_*`."""
 RESERVED_PREFIXES = ("bid_", "ask_")
 
-ROUNDING = 1e-9
-"""Relative excess of open or close over high (under low) that is rounding of adjusted prices, not a fault."""
-
 _AWARE = r"(Z|[+-]\d{2}:?\d{2})$"
 _DATE_ONLY = r"^\d{4}-\d{2}-\d{2}$"
-_IMPORT = "repair with `tandem data import`"
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One kind of fault in a file: where it is first seen, how often, and what to do.
-
-    Args:
-        kind: What is wrong, in words.
-        symbol: Symbol of the first offending row; empty where the whole file is meant.
-        at: Bar start of the first offending row, RFC 3339; empty where the whole file is meant.
-        value: What stands there.
-        count: Offending rows, all symbols together.
-        remedy: What to do.
-    """
-
-    kind: str
-    symbol: str
-    at: str
-    value: str
-    count: int
-    remedy: str
-
-    def __str__(self) -> str:
-        """Say it in one line."""
-        where = f", first {self.symbol} at {self.at}: {self.value}" if self.at else f": {self.value}"
-        rows = f" ({self.count} row{'s' if self.count != 1 else ''}{where})" if self.count else where
-        return f"{self.kind}{rows}; {self.remedy}"
-
-
-class BarsError(ValueError):
-    """A bars file that cannot be used; lists every kind of fault found in it."""
-
-    def __init__(self, source: str, faults: Sequence[Fault]) -> None:
-        """Keep the faults beside the message."""
-        super().__init__(f"{source}:" + "".join(f"\n  - {fault}" for fault in faults))
-        self.source = source
-        self.faults = tuple(faults)
 
 
 @dataclass(slots=True)
@@ -173,7 +132,7 @@ def read_columns(
         log.info("bars.columns_ignored", source=str(source), columns=ignored, why="not numeric")
     name = pl.col("symbol").cast(pl.String) if "symbol" in schema else pl.lit(symbol or source.stem).alias("symbol")
     start_ns, naive = _start_ns(schema["timestamp"], timezone)
-    columns = [pl.col(n).cast(pl.Float64) for n in (*PRICES, "volume", *numeric)]
+    columns = [pl.col(n).cast(pl.Float64, strict=False) for n in (*PRICES, "volume", *numeric)]
     chosen = lazy.select(name, pl.col("timestamp").cast(pl.String).alias("_text"), start_ns.alias("start_ns"), *columns)
     if symbols is not None:
         chosen = chosen.filter(pl.col("symbol").is_in(list(symbols)))
@@ -213,39 +172,6 @@ def infer_period(starts: Iterable[Int], source: str) -> timedelta:
     return timedelta(microseconds=int(values[counts.argmax()]) // 1_000)
 
 
-def find_faults(columns: Mapping[str, Mapping[str, NDArray[Any]]], signals: Sequence[str] = ()) -> list[Fault]:
-    """Return every kind of fault in the values and the order of bars; empty for clean bars."""
-    kinds: list[tuple[str, str, Callable[[Mapping[str, NDArray[Any]]], tuple[NDArray[np.bool_], str]]]] = [
-        ("bars are not sorted by time", _IMPORT, _unsorted),
-        ("two bars of one symbol have the same start", f"{_IMPORT} (--keep-last where they differ)", _duplicated),
-        ("a price is NaN or infinite", f"drop the row, or {_IMPORT} from a complete source", _not_finite(PRICES)),
-        ("volume is NaN or infinite", "write 0 where nothing traded", _not_finite(("volume",))),
-        (
-            "a signal is NaN or infinite",
-            "fill it with a value known at that bar, or drop the column",
-            _not_finite(signals),
-        ),
-        ("a price is zero or negative", "drop the row: returns need positive prices", _not_positive(PRICES)),
-        ("high, low, open and close contradict each other", "fetch these bars again from their source", _inconsistent),
-        ("volume is negative", "fetch these bars again from their source", _negative_volume),
-        ("adj_factor is not a positive number", "write 1 where nothing is adjusted", _bad_factor),
-    ]
-    faults = []
-    for kind, remedy, test in kinds:
-        count, first = 0, ("", "", "")
-        for symbol, bars in columns.items():
-            bad, column = test(bars)
-            if bad.any():
-                row = int(bad.argmax())
-                if not count:
-                    shown = f"{column}={bars[column][row]:g}" if column in bars else _prices_text(bars, row)
-                    first = (symbol, rfc3339(int(bars["start_ns"][row])), shown)
-                count += int(bad.sum())
-        if count:
-            faults.append(Fault(kind, *first, count, remedy))
-    return faults
-
-
 def to_series(raw: RawBars, period: timedelta, calendar: TradingCalendar) -> dict[str, BarSeries]:
     """Give validated bars their open and close times; drop those outside every session.
 
@@ -268,7 +194,7 @@ def to_series(raw: RawBars, period: timedelta, calendar: TradingCalendar) -> dic
         dropped += int((~keep).sum())
         series[symbol] = _series(symbol, columns, raw.signals, (open_ns, close_ns), keep)
     if off_grid:
-        remedy = f"check --period and --calendar, or {_IMPORT} --period from finer bars"
+        remedy = f"check --period and --calendar, or {IMPORT} --period from finer bars"
         raise BarsError(raw.source, [Fault(f"bars are off the clock grid of {period}", *first_off, off_grid, remedy)])
     if dropped:
         log.info("bars.outside_sessions_dropped", source=raw.source, calendar=calendar.id, count=dropped)
@@ -277,11 +203,6 @@ def to_series(raw: RawBars, period: timedelta, calendar: TradingCalendar) -> dic
         remedy = "check the calendar, the symbols and the dates"
         raise BarsError(raw.source, [Fault("no bar lies inside a session", "", "", calendar.id, dropped, remedy)])
     return series
-
-
-def rfc3339(ns: int) -> str:
-    """Return an instant as text, UTC, with Z."""
-    return from_ns(ns).isoformat().replace("+00:00", "Z")
 
 
 def _series(
@@ -340,7 +261,7 @@ def _structural_faults(schema: Mapping[str, Any]) -> list[Fault]:
     if missing:
         remedy = f"rename or add them; the file has {', '.join(schema) or 'none'}"
         faults.append(Fault("columns are missing", "", "", ", ".join(missing), 0, remedy))
-    texts = [n for n in (*PRICES, "volume") if n in schema and not schema[n].is_numeric()]
+    texts = [n for n in (*PRICES, "volume") if n in schema and not (schema[n].is_numeric() or schema[n] == pl.String)]
     if texts:
         faults.append(
             Fault("columns are not numbers", "", "", ", ".join(texts), 0, "write plain numbers, empty for none")
@@ -415,67 +336,3 @@ def _to_numpy(part: pl.DataFrame) -> dict[str, NDArray[Any]]:
     return {
         c.name: (c if c.name == "start_ns" else c.fill_null(float("nan"))).to_numpy() for c in numeric.iter_columns()
     }
-
-
-_Test = tuple[NDArray[np.bool_], str]
-
-
-def _unsorted(bars: Mapping[str, NDArray[Any]]) -> _Test:
-    return np.diff(bars["start_ns"], prepend=bars["start_ns"][:1]) < 0, ""
-
-
-def _duplicated(bars: Mapping[str, NDArray[Any]]) -> _Test:
-    order = np.argsort(bars["start_ns"], kind="stable")
-    ordered = bars["start_ns"][order]
-    bad = np.zeros(len(ordered), dtype=np.bool_)
-    bad[order[1:]] = ordered[1:] == ordered[:-1]
-    return bad, ""
-
-
-def _not_finite(names: Sequence[str]) -> Callable[[Mapping[str, NDArray[Any]]], _Test]:
-    return _any_of(names, lambda values: ~np.isfinite(values))
-
-
-def _not_positive(names: Sequence[str]) -> Callable[[Mapping[str, NDArray[Any]]], _Test]:
-    return _any_of(names, lambda values: values <= 0)
-
-
-def _any_of(
-    names: Sequence[str], test: Callable[[Float], NDArray[np.bool_]]
-) -> Callable[[Mapping[str, NDArray[Any]]], _Test]:
-    """Return a test that is true where any of the columns is bad, with the column of the first bad row."""
-
-    def run(bars: Mapping[str, NDArray[Any]]) -> _Test:
-        bad = np.zeros(len(bars["start_ns"]), dtype=np.bool_)
-        for name in names:
-            bad |= test(bars[name])
-        row = int(bad.argmax())
-        return bad, next(
-            (name for name in names if bad[row : row + 1].any() and test(bars[name][row : row + 1])[0]), ""
-        )
-
-    return run
-
-
-def _inconsistent(bars: Mapping[str, NDArray[Any]]) -> _Test:
-    slack = 1.0 + ROUNDING
-    top = np.maximum(bars["open"], bars["close"])
-    bottom = np.minimum(bars["open"], bars["close"])
-    bad: NDArray[np.bool_] = (
-        (bars["high"] < bars["low"]) | (top > bars["high"] * slack) | (bottom * slack < bars["low"])
-    )
-    return bad, ""
-
-
-def _negative_volume(bars: Mapping[str, NDArray[Any]]) -> _Test:
-    return bars["volume"] < 0, "volume"
-
-
-def _bad_factor(bars: Mapping[str, NDArray[Any]]) -> _Test:
-    if "adj_factor" not in bars:
-        return np.zeros(len(bars["start_ns"]), dtype=np.bool_), ""
-    return ~(np.isfinite(bars["adj_factor"]) & (bars["adj_factor"] > 0)), "adj_factor"
-
-
-def _prices_text(bars: Mapping[str, NDArray[Any]], row: int) -> str:
-    return " ".join(f"{name}={bars[name][row]:g}" for name in PRICES)
