@@ -1,0 +1,182 @@
+"""What the exchange replays: bars of its symbols, and the merged order of their opens and closes in venue time.
+
+A bar opens for trading at its OPEN event, max(open time, previous close + decision deadline), so that an order
+decided on the previous close and sent within the deadline still meets the open; it becomes visible, complete,
+at its CLOSE event. Events of one instant belong together: closes first, then opens, symbols in order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brokers.domain import utc
+from brokers.series import BarSeries, Int, from_ns
+
+_COLUMNS = ("start_ns", "close_ns", "open_ns", "open", "high", "low", "close", "volume", "adj_factor")
+
+CLOSE = 0
+OPEN = 1
+
+
+class FeedError(ValueError):
+    """Bars that cannot be replayed."""
+
+
+class SessionCalendar(Protocol):
+    """What the exchange asks of a trading calendar."""
+
+    @property
+    def id(self) -> str:
+        """Name of the calendar, for example `24/7`."""
+        ...
+
+    def is_open(self, at: datetime) -> bool:
+        """Tell whether a session holds this instant."""
+        ...
+
+    def next_session_open(self, at: datetime) -> datetime:
+        """Return the first session open strictly after an instant."""
+        ...
+
+    def session_close_after(self, at: datetime) -> datetime:
+        """Return the first session close strictly after an instant."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Recorded or synthetic bars, and where the exchange's clock starts among them.
+
+    Args:
+        series: Bars by symbol, none empty, of one calendar.
+        period: Length of a full bar.
+        calendar: Sessions of all symbols.
+        begin: Where venue time starts; earlier bars are history that is visible at once. None: at the
+            first open, with no history.
+
+    Raises:
+        FeedError: No bars, a wrong key, overlapping bars, or a begin beyond the last close.
+    """
+
+    series: Mapping[str, BarSeries]
+    period: timedelta
+    calendar: SessionCalendar
+    begin: datetime | None = None
+
+    def __post_init__(self) -> None:
+        """Check what the timeline takes for granted."""
+        if not self.series:
+            raise FeedError("the feed has no symbols: give at least one series of bars")
+        for symbol, bars in self.series.items():
+            if bars.symbol != symbol or not len(bars):
+                msg = f"series {symbol!r} of the feed holds {len(bars)} bars of {bars.symbol!r}: give its own bars"
+                raise FeedError(msg)
+            if np.any(bars.open_ns[1:] < bars.close_ns[:-1]):
+                at = from_ns(bars.start_ns[1:][bars.open_ns[1:] < bars.close_ns[:-1]][0])
+                msg = f"bar {symbol} {at.isoformat()} opens before the bar before it closes: give the file's own period"
+                raise FeedError(msg)
+        if self.begin is not None and utc(self.begin) >= self.end:
+            msg = f"the exchange would begin at {self.begin.isoformat()}, but its bars end at {self.end.isoformat()}"
+            raise FeedError(msg)
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Symbols in the order in which their events of one instant are handled."""
+        return tuple(sorted(self.series))
+
+    @property
+    def start(self) -> datetime:
+        """Where venue time starts."""
+        if self.begin is not None:
+            return utc(self.begin)
+        return from_ns(min(int(bars.open_ns[0]) for bars in self.series.values()))
+
+    @property
+    def end(self) -> datetime:
+        """Close of the last bar."""
+        return from_ns(max(int(bars.close_ns[-1]) for bars in self.series.values()))
+
+    def fingerprint(self) -> str:
+        """Return a sha256 over every number that the exchange may show or match against."""
+        digest = hashlib.sha256(f"{self.calendar.id}|{self.period}|{self.start.isoformat()}".encode())
+        for symbol in self.symbols:
+            bars = self.series[symbol]
+            digest.update(symbol.encode())
+            for name in _COLUMNS:
+                digest.update(np.ascontiguousarray(getattr(bars, name)).data)
+            for name in sorted(bars.signals):
+                digest.update(name.encode())
+                digest.update(np.ascontiguousarray(bars.signals[name]).data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """Opens and closes of all symbols by instant. E instants, N items (one open and one close per bar).
+
+    Args:
+        times_ns: E increasing instants.
+        offsets: E + 1 positions into the items: instant e owns items offsets[e] .. offsets[e + 1].
+        kinds: N values CLOSE or OPEN; closes come first within an instant.
+        symbols: N indices into the feed's symbols.
+        bars: N bar indices within the symbol's series.
+        has_action: E flags: an open of this instant carries a split or a dividend.
+    """
+
+    times_ns: Int
+    offsets: NDArray[np.int64]
+    kinds: NDArray[np.int8]
+    symbols: NDArray[np.int32]
+    bars: NDArray[np.int32]
+    has_action: NDArray[np.bool_] = field(repr=False)
+
+    @classmethod
+    def of(cls, feed: Feed, deadline_ns: int) -> Timeline:
+        """Merge the events of a feed.
+
+        Raises:
+            FeedError: A bar would close before its open event: the deadline is too long for these bars.
+        """
+        times, kinds, symbols, bars, actions = [], [], [], [], []
+        for index, symbol in enumerate(feed.symbols):
+            series = feed.series[symbol]
+            count = len(series)
+            opens = series.open_ns.copy()
+            opens[1:] = np.maximum(opens[1:], series.close_ns[:-1] + deadline_ns)
+            if np.any(opens >= series.close_ns):
+                at = from_ns(series.start_ns[opens >= series.close_ns][0])
+                msg = (
+                    f"the decision deadline of {deadline_ns / 1e9:g} s does not fit into the bar {symbol} "
+                    f"{at.isoformat()}: use longer bars or a shorter decision_deadline_s"
+                )
+                raise FeedError(msg)
+            has_action = np.zeros(count, dtype=np.bool_)
+            has_action[1:] = series.adj_factor[1:] != series.adj_factor[:-1]
+            for kind, at_ns, flags in ((CLOSE, series.close_ns, np.zeros(count, np.bool_)), (OPEN, opens, has_action)):
+                times.append(at_ns)
+                kinds.append(np.full(count, kind, dtype=np.int8))
+                symbols.append(np.full(count, index, dtype=np.int32))
+                bars.append(np.arange(count, dtype=np.int32))
+                actions.append(flags)
+        time_N, kind_N, symbol_N = np.concatenate(times), np.concatenate(kinds), np.concatenate(symbols)
+        order = np.lexsort((symbol_N, kind_N, time_N))
+        times_ns, first = np.unique(time_N[order], return_index=True)
+        return cls(
+            times_ns=times_ns,
+            offsets=np.append(first, len(time_N)).astype(np.int64),
+            kinds=kind_N[order],
+            symbols=symbol_N[order],
+            bars=np.concatenate(bars)[order],
+            has_action=np.logical_or.reduceat(np.concatenate(actions)[order], first),
+        )
+
+    def after(self, at_ns: int) -> int:
+        """Return the index of the first instant strictly after a time."""
+        return int(np.searchsorted(self.times_ns, at_ns, side="right"))

@@ -1,0 +1,265 @@
+"""What happens on the floor at one event: corporate actions, triggers, fills, legs, expiries.
+
+The rules of `engine` in code: it moves a `State`, reads the feed, and knows neither books nor clients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+
+from brokers.account import ZERO
+from brokers.costs import PRICE_QUANTUM, CostModel, ReferenceBar, dividend_per_unit, is_split, split_ratio
+from brokers.domain import Fill, Instrument, OrderState, OrderType
+from brokers.series import from_ns
+from brokers.simulated.feed import CLOSE, Feed, Timeline
+from brokers.simulated.matching import BarPath, Execution, Triggered, fillable_qty, match
+from brokers.simulated.orders import BookOrder
+from brokers.simulated.settings import EngineSettings
+from brokers.simulated.state import CorporateAction, Event, State
+
+
+class Floor:
+    """Moves a state from event to event of one feed.
+
+    Raises:
+        FeedError: The bars are too short for the decision deadline.
+    """
+
+    def __init__(
+        self, feed: Feed, costs: CostModel, settings: EngineSettings, instruments: Mapping[str, Instrument]
+    ) -> None:
+        self.timeline = Timeline.of(feed, settings.decision_deadline_ns)
+        self._symbols = feed.symbols
+        self._series = [feed.series[symbol] for symbol in feed.symbols]
+        self._costs = costs
+        self._settings = settings
+        self._instruments = instruments
+
+    def step(self, state: State, idle_ns: int) -> Event:
+        """Move to the next instant and handle it, or to `idle_ns` if nothing comes first."""
+        timeline, index = self.timeline, state.cursor
+        at_ns = int(timeline.times_ns[index]) if index < len(timeline.times_ns) else None
+        if at_ns is None or at_ns > idle_ns:
+            state.now_ns = idle_ns
+            self._expire(state, idle_ns)
+            return Event.IDLE
+        state.cursor = index + 1
+        state.now_ns = at_ns
+        begin, end = int(timeline.offsets[index]), int(timeline.offsets[index + 1])
+        if state.live or (state.account.holdings and timeline.has_action[index]):
+            self._expire(state, at_ns - 1)
+            opens = begin
+            while opens < end and timeline.kinds[opens] == CLOSE:
+                self._on_close(state, int(timeline.symbols[opens]), int(timeline.bars[opens]))
+                opens += 1
+            self._expire(state, at_ns)
+            for item in range(opens, end):
+                self._on_open(state, int(timeline.symbols[item]), int(timeline.bars[item]))
+        return Event.CLOSE if timeline.kinds[begin] == CLOSE else Event.OPEN
+
+    def _on_close(self, state: State, index: int, bar: int) -> None:
+        """Let resting orders meet the range of the bar that just completed."""
+        orders = state.live.get(self._symbols[index])
+        if orders is None:
+            return
+        series = self._series[index]
+        path = BarPath(
+            open=float(series.open[bar]),
+            high=float(series.high[bar]),
+            low=float(series.low[bar]),
+            reference=self._reference(index, bar - 1),
+        )
+        self._match_resting(state, orders, path, at_ns=state.now_ns, legs_wait=1)
+
+    def _on_open(self, state: State, index: int, bar: int) -> None:
+        """Corporate actions, then resting orders that the open triggers, then market orders."""
+        series, symbol = self._series[index], self._symbols[index]
+        if bar:
+            ratio = float(series.adj_factor[bar]) / float(series.adj_factor[bar - 1])
+            if ratio != 1.0:
+                self._corporate_action(state, symbol, ratio, float(series.close[bar - 1]))
+        orders = state.live.get(symbol)
+        if orders is None:
+            return
+        for order in orders.values():
+            if order.opens_to_wait and order.state is not OrderState.HELD:
+                order.opens_to_wait -= 1
+                state.touch_silently(order)
+        path = BarPath.at_open(float(series.open[bar]), self._reference(index, bar - 1))
+        open_ns, close_ns = int(series.open_ns[bar]), int(series.close_ns[bar])
+        market = [order for order in _matchable(orders) if order.type is OrderType.MARKET]
+        self._match_resting(state, orders, path, at_ns=open_ns, legs_wait=0)
+        step = self._instruments[symbol].qty_step
+        for order in market:
+            if order.state.is_terminal:
+                continue
+            qty = fillable_qty(
+                order.remaining_qty,
+                step,
+                self._settings.partial_fill_probability,
+                seed=self._settings.seed,
+                symbol=symbol,
+                close_ns=close_ns,
+                side=order.side,
+                leg=order.leg,
+            )
+            execution = match(order, qty, path, self._costs)
+            if isinstance(execution, Execution):
+                self._fill(state, order, qty, execution, max(open_ns, order.submitted_ns), legs_wait=0)
+
+    def _match_resting(
+        self, state: State, orders: Mapping[str, BookOrder], path: BarPath, *, at_ns: int, legs_wait: int
+    ) -> None:
+        """Match stops, then limits, each oldest first."""
+        resting = [order for order in _matchable(orders) if order.type is not OrderType.MARKET]
+        if not resting:
+            return
+        for order in sorted(resting, key=_worst_first):
+            if order.state.is_terminal:
+                continue
+            qty = order.remaining_qty
+            if order.reduce_only:
+                qty = min(qty, self._closable_qty(state, order))
+            outcome = match(order, qty, path, self._costs)
+            if isinstance(outcome, Triggered):
+                order.is_triggered = True
+                state.touch(order)
+            elif outcome is not None and not qty:
+                self.end(state, order, OrderState.CANCELED, "position_closed")
+            elif outcome is not None:
+                self._fill(state, order, qty, outcome, max(at_ns, order.submitted_ns), legs_wait=legs_wait)
+
+    def _fill(
+        self, state: State, order: BookOrder, qty: Decimal, execution: Execution, at_ns: int, *, legs_wait: int
+    ) -> None:
+        """Book one execution and let it arm, cancel or complete the orders that belong to it."""
+        fee = self._costs.fee(qty, execution.price)
+        state.account.fill(order.symbol, order.side, qty, execution.price, fee)
+        state.record_fill(
+            Fill(
+                exec_id=f"{state.next_sequence():012d}",
+                client_id=order.client_id,
+                symbol=order.symbol,
+                side=order.side,
+                qty=qty,
+                price=execution.price,
+                fee=fee,
+                at=from_ns(at_ns),
+                mark_price=execution.mark_price,
+            )
+        )
+        order.filled_qty += qty
+        order.filled_value += qty * execution.price
+        order.filled_ns = at_ns
+        if not order.remaining_qty:
+            state.retire(order, OrderState.FILLED, "")
+        else:
+            order.state = OrderState.PARTIAL
+            state.touch(order)
+        if order.parent_client_id is not None:
+            self._complete_leg(state, order)
+        elif order.leg_ids:
+            self._arm(state, order, qty, legs_wait)
+
+    def _arm(self, state: State, entry: BookOrder, qty: Decimal, legs_wait: int) -> None:
+        """Let the legs protect what has filled: at once (native), or when the entry is complete (alpaca)."""
+        if self._settings.rule_set == "alpaca" and entry.remaining_qty:
+            return
+        for client_id in entry.leg_ids:
+            leg = state.orders[client_id]
+            if leg.state.is_terminal:
+                continue
+            if leg.state is OrderState.HELD:
+                leg.state = OrderState.ACCEPTED
+                leg.opens_to_wait = legs_wait
+                if self._settings.rule_set == "native":
+                    leg.qty = qty
+            else:
+                leg.qty += qty
+            state.touch(leg)
+
+    def _complete_leg(self, state: State, leg: BookOrder) -> None:
+        """One leg traded: its sibling and whatever is left of the entry must not."""
+        if not leg.state.is_terminal:
+            self.end(state, leg, OrderState.CANCELED, "position_closed")
+        self.end_siblings(state, leg, "oco")
+        entry = state.orders[leg.parent_client_id or ""]
+        if not entry.state.is_terminal:
+            self.end(state, entry, OrderState.CANCELED, "bracket_exited")
+
+    def end_siblings(self, state: State, leg: BookOrder, reason: str) -> None:
+        """Cancel the other working legs of a leg's bracket."""
+        entry = state.orders[leg.parent_client_id or ""]
+        for client_id in entry.leg_ids:
+            sibling = state.orders[client_id]
+            if sibling is not leg and not sibling.state.is_terminal:
+                self.end(state, sibling, OrderState.CANCELED, reason)
+
+    def end(self, state: State, order: BookOrder, terminal: OrderState, reason: str) -> None:
+        """Cancel or expire a working order; legs live on only for what the entry has filled."""
+        unfilled = order.remaining_qty
+        state.retire(order, terminal, reason)
+        for client_id in order.leg_ids:
+            leg = state.orders[client_id]
+            if leg.state is not OrderState.HELD:
+                continue
+            if not order.filled_qty:
+                state.retire(leg, OrderState.CANCELED, "entry_ended")
+                continue
+            leg.state = OrderState.ACCEPTED
+            leg.qty -= unfilled
+            leg.opens_to_wait = 1
+            state.touch(leg)
+
+    def _expire(self, state: State, at_ns: int) -> None:
+        """Expire DAY orders whose session closed at or before a time."""
+        if state.next_expiry_ns is None or state.next_expiry_ns > at_ns:
+            return
+        for order in state.expiring(at_ns):
+            if not order.state.is_terminal:
+                self.end(state, order, OrderState.EXPIRED, "session_closed")
+
+    def _corporate_action(self, state: State, symbol: str, ratio: float, previous_close: float) -> None:
+        """Apply a step of `adj_factor` to the holding and, for a split, to the open orders."""
+        held = bool(state.account.qty(symbol))
+        if not is_split(ratio):
+            per_unit = dividend_per_unit(previous_close, ratio)
+            if held and per_unit:
+                cash = state.account.dividend(symbol, per_unit)
+                action = CorporateAction(state.next_sequence(), state.now_ns, symbol, "dividend", per_unit, cash)
+                state.record_action(action)
+            return
+        factor = split_ratio(ratio)
+        if held:
+            state.account.split(symbol, factor)
+            state.record_action(CorporateAction(state.next_sequence(), state.now_ns, symbol, "split", factor, ZERO))
+        for order in state.live.get(symbol, {}).values():
+            order.qty = order.filled_qty + order.remaining_qty * factor
+            order.opening_qty *= factor
+            order.reserve_price = (order.reserve_price / factor).quantize(PRICE_QUANTUM)
+            if order.stop_price is not None:
+                order.stop_price = (order.stop_price / factor).quantize(PRICE_QUANTUM)
+            if order.limit_price is not None:
+                order.limit_price = (order.limit_price / factor).quantize(PRICE_QUANTUM)
+            state.touch(order)
+
+    def _reference(self, index: int, bar: int) -> ReferenceBar:
+        """Return the last completed bar's volume and sigma; before the first bar there is no impact to estimate."""
+        if bar < 0:
+            return ReferenceBar(volume=0.0, sigma=0.0)
+        series = self._series[index]
+        return ReferenceBar.of(float(series.high[bar]), float(series.low[bar]), float(series.volume[bar]))
+
+    @staticmethod
+    def _closable_qty(state: State, order: BookOrder) -> Decimal:
+        return max(-order.side.sign * state.account.qty(order.symbol), ZERO)
+
+
+def _matchable(orders: Mapping[str, BookOrder]) -> list[BookOrder]:
+    return [order for order in orders.values() if not order.opens_to_wait and order.state is not OrderState.HELD]
+
+
+def _worst_first(order: BookOrder) -> tuple[bool, int]:
+    is_stop = order.stop_price is not None and not order.is_triggered
+    return (not is_stop, order.sequence)
