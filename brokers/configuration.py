@@ -37,9 +37,13 @@ class CostSettings(Section):
     """The cost model's four numbers (`costs` in every configuration file)."""
 
     fee_bps: float = 10.0
+    """Commission on traded notional, per side, basis points."""
     half_spread_bps: float = 2.0
+    """Half of the bid-ask spread, basis points of the price; paid by orders that take."""
     impact: float = 0.5
+    """Y of the square-root law of size impact, dimensionless; 0 for none."""
     latency_bars: int = 1
+    """Bars between a decision and its earliest fill; 1 = the next bar's open."""
 
     def model(self) -> CostModel:
         """Return the cost model that training, replay and the exchange share."""
