@@ -1,0 +1,283 @@
+"""Rules to beat: flat, buy and hold, random, momentum, mean reversion, and a forecast with a no-trade band.
+
+Each is a Strategy with a small feature spec of its own. Long or flat unless `shorts` is on.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strategies.features import VOLATILITY_WINDOW, FeatureSpec, Group
+from strategies.features.groups import TYPICAL_SIGMA
+from strategies.observation import usable_rows, why_unusable
+from strategies.strategy import Abstention, Observations, Opinion, Reason
+
+_BPS = 1e-4
+
+
+class BaselineError(ValueError):
+    """A baseline that does not exist, or parameters that it does not take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline(ABC):
+    """A rule: one target per symbol from its features, its position and the close.
+
+    Args:
+        period: Bar period.
+        shorts: True where -1 is an allowed target.
+    """
+
+    name: ClassVar[str]
+    period: timedelta
+    shorts: bool = False
+
+    @cached_property
+    def feature_spec(self) -> FeatureSpec:
+        """The features it reads."""
+        return FeatureSpec(self._groups(), self.period.total_seconds())
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """Allowed targets."""
+        return (-1, 0, 1) if self.shorts else (0, 1)
+
+    async def opinions(self, observations: Observations) -> Sequence[Opinion | Abstention]:
+        """Return one answer per symbol; see `Strategy.opinions`."""
+        answers: list[Opinion | Abstention] = []
+        usable_S = usable_rows(observations.features_SF)
+        for row, symbol in enumerate(observations.symbols):
+            features_F = observations.features_SF[row]
+            if not usable_S[row]:
+                answers.append(Abstention(symbol, why_unusable(features_F)))
+                continue
+            position = int(observations.positions_S[row])
+            target, detail = self._target(symbol, observations.close_time, features_F, position)
+            answers.append(Opinion(symbol=symbol, target=target, reason=Reason.RULE, detail=detail))
+        return answers
+
+    def _groups(self) -> tuple[Group, ...]:
+        return (Group("returns", "returns", {"horizons": [1], "unit": VOLATILITY_WINDOW}),)
+
+    @abstractmethod
+    def _target(
+        self, symbol: str, close_time: datetime, features_F: NDArray[np.float64], position: int
+    ) -> tuple[int, Mapping[str, float]]:
+        """Return the target and the numbers that explain it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flat(Baseline):
+    """Never holds anything."""
+
+    name = "flat"
+
+    def _target(
+        self, symbol: str, close_time: datetime, features_F: NDArray[np.float64], position: int
+    ) -> tuple[int, Mapping[str, float]]:
+        del symbol, close_time, features_F, position
+        return 0, {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuyAndHold(Baseline):
+    """Always long."""
+
+    name = "buy_and_hold"
+
+    def _target(
+        self, symbol: str, close_time: datetime, features_F: NDArray[np.float64], position: int
+    ) -> tuple[int, Mapping[str, float]]:
+        del symbol, close_time, features_F, position
+        return 1, {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomFlips(Baseline):
+    """Leaves its position at random; the draw hangs on (seed, symbol, close) alone, so a restart repeats it.
+
+    Args:
+        seed: Of the draws.
+        flip_probability: Chance per bar to go to another target; 1 / it is the mean holding time in bars.
+    """
+
+    name = "random"
+    seed: int = 0
+    flip_probability: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse a probability outside [0, 1]."""
+        if not 0.0 <= self.flip_probability <= 1.0:
+            raise BaselineError(f"random.flip_probability is {self.flip_probability}: give a number from 0 to 1")
+
+    def _target(
+        self, symbol: str, close_time: datetime, features_F: NDArray[np.float64], position: int
+    ) -> tuple[int, Mapping[str, float]]:
+        del features_F
+        key = f"{self.seed}|{symbol}|{close_time.timestamp():.6f}"
+        digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+        draw = int.from_bytes(digest[:8]) / 2.0**64
+        if draw >= self.flip_probability:
+            # a position that may not be held is left at once
+            return (position if position in self.targets else 0), {"draw": draw}
+        others = [target for target in self.targets if target != position]
+        return others[int.from_bytes(digest[8:]) % len(others)], {"draw": draw}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Momentum(Baseline):
+    """Follows the return of the last `lookback` bars, in volatilities.
+
+    Args:
+        lookback: Bars.
+        enter: Score from which it goes with the move.
+        leave: Score below which it lets go.
+    """
+
+    name = "momentum"
+    lookback: int = 64
+    enter: float = 0.5
+    leave: float = 0.0
+
+    def _groups(self) -> tuple[Group, ...]:
+        return (Group("returns", "returns", {"horizons": [self.lookback], "unit": VOLATILITY_WINDOW}),)
+
+    def _target(
+        self, symbol: str, close_time: datetime, features_F: NDArray[np.float64], position: int
+    ) -> tuple[int, Mapping[str, float]]:
+        del symbol, close_time
+        score = float(features_F[0])
+        return banded_target(score, position, self.enter, self.leave, shorts=self.shorts), {"score": score}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanReversion(Baseline):
+    """Buys below the mean of the last `window` closes and leaves once the price is back.
+
+    Args:
+        window: Bars of the mean.
+        enter: Distance below the mean, in volatilities, from which it buys.
+        leave: Distance below the mean under which it lets go.
+    """
+
+    name = "mean_reversion"
+    window: int = 64
+    enter: float = 1.5
+    leave: float = 0.0
+
+    def _groups(self) -> tuple[Group, ...]:
+        params = {"means": [self.window], "slopes": [], "averages": [], "unit": VOLATILITY_WINDOW}
+        return (Group("trend", "trend", params),)
+
+    def _target(
+        self, symbol: str, close_time: datetime, features_F: NDArray[np.float64], position: int
+    ) -> tuple[int, Mapping[str, float]]:
+        del symbol, close_time
+        score = -float(features_F[0])
+        return banded_target(score, position, self.enter, self.leave, shorts=self.shorts), {"score": score}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoTradeBand(Baseline):
+    """A forecast held against its costs: trades only where the forecast leaves a band around zero.
+
+    The forecast of the next return is ic * volatility * score, where score is the distance from the mean of
+    `window` closes in volatilities: against it (`reversion`) or with it (`momentum`). For a forecast that
+    decays like an AR(1) and linear costs the optimum switches at one threshold (`no_trade_threshold`).
+
+    Args:
+        window: Bars of the mean.
+        ic: Correlation of forecast and next return.
+        half_life: Bars in which the forecast halves.
+        cost_bps: Cost of one side, basis points.
+        momentum: True to go with the distance instead of against it.
+        band: Threshold in standard deviations of the forecast, in place of the computed one.
+    """
+
+    name = "no_trade_band"
+    window: int = 64
+    ic: float = 0.03
+    half_life: float = 32.0
+    cost_bps: float = 12.0
+    momentum: bool = False
+    band: float | None = None
+
+    def _groups(self) -> tuple[Group, ...]:
+        params = {"means": [self.window], "slopes": [], "averages": [], "unit": VOLATILITY_WINDOW}
+        volatility = {"levels": [VOLATILITY_WINDOW], "ranges": [], "downside": 1, "tails": 1}
+        return (Group("trend", "trend", params), Group("volatility", "volatility", volatility))
+
+    def _target(
+        self, symbol: str, close_time: datetime, features_F: NDArray[np.float64], position: int
+    ) -> tuple[int, Mapping[str, float]]:
+        del symbol, close_time
+        distance, level = float(features_F[0]), float(features_F[1])
+        score = distance if self.momentum else -distance
+        band = self.band
+        if band is None:
+            sigma = math.exp(level) * TYPICAL_SIGMA
+            band = no_trade_threshold(self.cost_bps * _BPS, self.ic * sigma, 0.5 ** (1.0 / self.half_life))
+        target = banded_target(score, position, band, -band, shorts=self.shorts)
+        return target, {"score": score, "band": band}
+
+
+def banded_target(score: float, position: int, enter: float, leave: float, *, shorts: bool) -> int:
+    """Return a target with hysteresis: in from `enter`, kept down to `leave`; mirrored for shorts."""
+    if score >= enter:
+        return 1
+    if score <= -enter:
+        return -1 if shorts else 0
+    if position > 0 and score >= leave:
+        return 1
+    return -1 if shorts and position < 0 and score <= -leave else 0
+
+
+def no_trade_threshold(cost: float, forecast_sd: float, rho: float) -> float:
+    """Return the threshold, in standard deviations of an AR(1) forecast, beyond which trading pays.
+
+    q* = (3/2 cost beta^2)^(1/3) - 0.583 beta, with beta the standard deviation of the forecast's innovations:
+    de Lataillade, Deremble, Potters & Bouchaud 2012, "Optimal Trading with Linear Costs", for small costs,
+    with the correction of discrete time. Zero where it would be negative.
+    """
+    beta = forecast_sd * math.sqrt(1.0 - rho * rho)
+    return max(0.0, math.cbrt(1.5 * cost * beta * beta) - 0.583 * beta) / forecast_sd
+
+
+_CLASSES: Mapping[str, type[Baseline]] = {
+    kind.name: kind for kind in (Flat, BuyAndHold, RandomFlips, Momentum, MeanReversion, NoTradeBand)
+}
+
+BASELINES: tuple[str, ...] = tuple(_CLASSES)
+"""Names that `make_baseline` knows."""
+
+
+def make_baseline(name: str, params: Mapping[str, Any], period: timedelta) -> Baseline:
+    """Return a baseline by name.
+
+    Raises:
+        BaselineError: Unknown name or parameter, with the nearest that exists.
+    """
+    kind = _CLASSES.get(name)
+    if kind is None:
+        raise BaselineError(f"no baseline {name!r}: {_suggest(name, BASELINES)}")
+    takes = [field.name for field in fields(kind) if field.name != "period"]
+    for param in params:
+        if param not in takes:
+            raise BaselineError(f"baseline {name!r} has no parameter {param!r}: {_suggest(param, takes)}")
+    return kind(period=period, **params)
+
+
+def _suggest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
