@@ -328,11 +328,12 @@ class MatchingEngine:
     def _load(self) -> State:
         saved = self._books.open(self._identity)
         self._market.forget()
+        account = AccountBook(cash=self.settings.initial_cash)
         if saved is not None:
-            return State.restore(saved)
+            return State.restore(saved, account)
         begin_ns = to_ns(self.feed.start)
         return State(
-            account=AccountBook(cash=self.settings.initial_cash),
+            account=account,
             now_ns=begin_ns,
             cursor=self._floor.timeline.after(begin_ns),
         )

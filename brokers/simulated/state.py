@@ -59,10 +59,10 @@ class ClockMark:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A whole state as it was last committed."""
+    """A whole state as it was last committed. `account` is None where no money has moved yet."""
 
     clock: ClockMark
-    account: AccountBook
+    account: AccountBook | None
     orders: Sequence[BookOrder]
     fills: Sequence[Fill]
     actions: Sequence[CorporateAction]
@@ -102,10 +102,10 @@ class State:
     _new_actions: list[CorporateAction] = field(default_factory=list)
 
     @classmethod
-    def restore(cls, saved: Snapshot) -> State:
-        """Rebuild a state and its indexes from the books."""
+    def restore(cls, saved: Snapshot, new_account: AccountBook) -> State:
+        """Rebuild a state and its indexes from the books; `new_account` stands where no money has moved yet."""
         state = cls(
-            account=saved.account,
+            account=new_account if saved.account is None else saved.account,
             now_ns=saved.clock.now_ns,
             cursor=saved.clock.cursor,
             event=saved.clock.event,
