@@ -26,6 +26,20 @@ from brokers.series import BarSeries, Int, to_ns
 if TYPE_CHECKING:
     import polars as pl
 
+__all__ = [
+    "PRICES",
+    "REQUIRED",
+    "BarsError",
+    "Fault",
+    "RawBars",
+    "infer_period",
+    "is_reserved",
+    "load_bars",
+    "period_text",
+    "read_columns",
+    "to_series",
+]
+
 log = structlog.get_logger(__name__)
 
 REQUIRED = ("timestamp", *PRICES, "volume")
@@ -172,6 +186,15 @@ def infer_period(starts: Iterable[Int], source: str) -> timedelta:
     return timedelta(microseconds=int(values[counts.argmax()]) // 1_000)
 
 
+def period_text(period: timedelta) -> str:
+    """Return a period as `brokers.domain.parse_period` reads it, in the largest unit that fits: `5m`, `1h`, `1d`."""
+    seconds = round(period.total_seconds())
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds % size == 0:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
 def to_series(raw: RawBars, period: timedelta, calendar: TradingCalendar) -> dict[str, BarSeries]:
     """Give validated bars their open and close times; drop those outside every session.
 
@@ -195,7 +218,9 @@ def to_series(raw: RawBars, period: timedelta, calendar: TradingCalendar) -> dic
         series[symbol] = _series(symbol, columns, raw.signals, (open_ns, close_ns), keep)
     if off_grid:
         remedy = f"check --period and --calendar, or {IMPORT} --period from finer bars"
-        raise BarsError(raw.source, [Fault(f"bars are off the clock grid of {period}", *first_off, off_grid, remedy)])
+        raise BarsError(
+            raw.source, [Fault(f"bars are off the clock grid of {period_text(period)}", *first_off, off_grid, remedy)]
+        )
     if dropped:
         log.info("bars.outside_sessions_dropped", source=raw.source, calendar=calendar.id, count=dropped)
     series = {symbol: bars for symbol, bars in series.items() if len(bars)}

@@ -7,17 +7,20 @@ of its session's date, opens with the session and closes with it.
 Two faces: numpy arrays of ns since the epoch for files and features, aware datetimes for the live clock.
 The 24/7 calendar is arithmetic; sessions come from exchange_calendars, which is imported only when one is
 asked for. A session table covers an explicit range and grows by itself when asked for times beyond it.
-Lunch breaks are not modelled: a session is one stretch from its open to its close.
+Lunch breaks are not modelled: a session is one stretch from its open to its close. Where the pause between two
+sessions is shorter than the period (4 h bars of a futures market), both may have a bar with the same start; `open_of`
+and `close_of` then mean the earlier session's.
 """
 
 from __future__ import annotations
 
 import difflib
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -410,18 +413,16 @@ def _resolve(name: str) -> str:
 
 def _load(name: str, first: date, last: date) -> _Sessions:
     """Ask exchange_calendars for the sessions of first..last, cut to the dates that the library knows."""
-    import exchange_calendars as xcals  # noqa: PLC0415  heavy: a 24/7 daemon never needs it
-
     bounded = False
     try:
-        table = xcals.get_calendar(name, start=first, end=last)
+        table = _library_table(name, start=first, end=last)
     except ValueError:  # beyond the library's bounds, which only an instance can tell
-        known = xcals.get_calendar(name)
+        known = _library_table(name)
         low, high = known.bound_min(), known.bound_max()
         first = max(first, low.date()) if low is not None else first
         bounded = high is not None and high.date() < last
         last = high.date() if bounded else last
-        table = xcals.get_calendar(name, start=first, end=last)
+        table = _library_table(name, start=first, end=last)
     opens = table.opens.dt.tz_convert("UTC")
     local = opens.dt.tz_convert(table.tz).dt.tz_localize(None)
     open_ns = _ns(opens.dt.tz_localize(None))
@@ -434,6 +435,15 @@ def _load(name: str, first: date, last: date) -> _Sessions:
         last=last,
         bounded=bounded,
     )
+
+
+def _library_table(name: str, **span: date) -> Any:
+    import exchange_calendars as xcals  # noqa: PLC0415  heavy: a 24/7 daemon never needs it
+
+    with warnings.catch_warnings():
+        # pandas 3.1 deprecates an expression inside exchange_calendars 4.13; its result is the same until pandas 4
+        warnings.filterwarnings("ignore", message="Series.values returning", category=DeprecationWarning)
+        return xcals.get_calendar(name, **span)
 
 
 def _ns(times: object) -> Int:

@@ -111,9 +111,8 @@ class SyntheticMarketSettings:
 class PlantedEdge:
     """What the planted edge is worth, per bar and unit exposure, in basis points of log equity.
 
-    The two gross values are closed forms for Gaussian deviations of this sd; volatility that varies lowers E|x| by
-    some percent, so they are bounds. The net ones are means over `simulated_bars` bars of another seed, with fills
-    at the next open.
+    Gross is (1 - phi) E|x|, which the sign rule earns on the known deviation; E|x| and the net values are means over
+    `simulated_bars` bars of another seed, net with fills at the next open.
 
     Args:
         half_life_bars: Bars in which the deviation halves.
@@ -186,7 +185,7 @@ def planted_edge(settings: SyntheticMarketSettings, costs: CostModel | None = No
     known_net = max(float(rewards.mean()) for (rewards, _), _ in known)
     rewards, turnover = _band_rule(log_close - mean, band * deviation_sd, log_open, cost)
     blocks = rewards[: len(rewards) // 500 * 500].reshape(-1, 500).mean(axis=1)
-    gross = (1.0 - settings.phi) * deviation_sd * math.sqrt(2.0 / math.pi) * 1e4
+    gross = (1.0 - settings.phi) * float(np.abs(series.signals["deviation"]).mean()) * 1e4
     return PlantedEdge(
         half_life_bars=settings.half_life_bars,
         deviation_sd=deviation_sd,
