@@ -1,6 +1,6 @@
 """A client process for kill tests: trades a fixed plan on durable books, as a function of venue time alone.
 
-Run: `python durable_driver.py BOOKS`. It decides again whatever it decided last, so its orders may meet themselves.
+Run: `python durable_driver.py BOOKS`. Started again it decides once more on the last close, as a client does that does not know how far it came.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from exchange_kit import FAR, Floor, walk
 
 from brokers.costs import CostModel
-from brokers.domain import DuplicateClientIdError, Leg, OrderRequest, Side
+from brokers.domain import Leg, OrderRequest, Side
 from brokers.simulated.engine import MatchingEngine
 from brokers.simulated.sqlite_books import SqliteBooks
 from brokers.simulated.state import Event
@@ -40,6 +40,8 @@ def decide(exchange: MatchingEngine, symbol: str, now: datetime) -> None:
     minute = int(now.timestamp() // 300)
     choice = (minute * 7 + SYMBOLS.index(symbol) * 3) % 5
     name = f"{symbol}-{minute}"
+    if exchange.order(name) is not None:
+        return  # decided before the kill
     position = exchange.positions().get(symbol)
     if choice == 0 and position is None:
         side = Side.BUY if minute % 2 else Side.SELL
@@ -63,10 +65,7 @@ def trade(exchange: MatchingEngine) -> None:
         now = exchange.now
         if exchange.last_event is Event.CLOSE:
             for symbol in SYMBOLS:
-                try:
-                    decide(exchange, symbol, now)
-                except DuplicateClientIdError:
-                    continue  # decided before the kill
+                decide(exchange, symbol, now)
         if exchange.feed_ended:
             return
         exchange.advance(now, FAR)
