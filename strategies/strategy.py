@@ -47,6 +47,7 @@ class Reason(StrEnum):
     ORDER_WORKING = "order_working"
     BELOW_MINIMUM = "below_minimum"
     SHORTS_OFF = "shorts_off"
+    NO_VOLATILITY = "no_volatility"
     NO_BUYING_POWER = "no_buying_power"
     REJECTED = "rejected"
     LATE = "late"

@@ -42,6 +42,7 @@ class Ledger:
         self.last_commit_s = 0.0
         self._upsert_of: dict[str, Any] = {}
         self._connection: Connection | None = None
+        self._open: Connection | None = None
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -54,19 +55,25 @@ class Ledger:
         began = time.perf_counter()
         try:
             with connection.begin():
+                self._open = connection
                 yield connection
         except SQLAlchemyError as error:
             self._drop_writer()
             raise _explained(error, self.url) from error
+        finally:
+            self._open = None
         self.last_commit_s = time.perf_counter() - began
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Give a connection for questions.
+        """Give a connection for questions; within a transaction, that transaction's own.
 
         Raises:
             LedgerError: The question was not answered.
         """
+        if self._open is not None:
+            yield self._open
+            return
         try:
             with self.engine.connect() as connection:
                 yield connection

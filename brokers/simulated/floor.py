@@ -87,9 +87,9 @@ class Floor:
                 order.opens_to_wait -= 1
                 state.touch_silently(order)
         path = BarPath.at_open(float(series.open[bar]), self._reference(index, bar - 1))
-        open_ns, close_ns = int(series.open_ns[bar]), int(series.close_ns[bar])
+        close_ns = int(series.close_ns[bar])
         market = [order for order in _matchable(orders) if order.type is OrderType.MARKET]
-        self._match_resting(state, orders, path, at_ns=open_ns, legs_wait=0)
+        self._match_resting(state, orders, path, at_ns=state.now_ns, legs_wait=0)
         step = self._instruments[symbol].qty_step
         for order in market:
             if order.state.is_terminal:
@@ -106,7 +106,7 @@ class Floor:
             )
             execution = match(order, qty, path, self._costs)
             if isinstance(execution, Execution):
-                self._fill(state, order, qty, execution, max(open_ns, order.submitted_ns), legs_wait=0)
+                self._fill(state, order, qty, execution, state.now_ns, legs_wait=0)
 
     def _match_resting(
         self, state: State, orders: Mapping[str, BookOrder], path: BarPath, *, at_ns: int, legs_wait: int

@@ -116,16 +116,16 @@ def test_a_market_order_fills_at_the_next_open() -> None:
     floor.buy("a")
     floor.to(at(1, 10))
     fill = floor.fill_of("a")
-    assert (fill.price, fill.qty, fill.at) == (D(101), D(10), at(1))
+    assert (fill.price, fill.qty, fill.at) == (D(101), D(10), at(1, 10))
     assert floor.order("a").state is OrderState.FILLED
 
 
-def test_an_order_that_arrives_within_the_deadline_is_stamped_with_its_arrival() -> None:
+def test_a_fill_at_the_open_is_stamped_with_the_time_of_the_open_event() -> None:
     floor = Floor(flat(3)).to(at(1))
     floor.engine.advance(at(1), at(1, 4))
     floor.buy("a")
     floor.to(at(1, 10))
-    assert floor.fill_of("a").at == at(1, 4)
+    assert floor.fill_of("a").at == at(1, 10)
 
 
 def test_an_order_that_arrives_after_the_deadline_waits_for_the_following_open() -> None:
@@ -238,7 +238,7 @@ def test_a_stop_that_gaps_through_fills_at_the_open() -> None:
     floor.sell("s", type=STOP, stop_price="95")
     floor.to(at(2, 10))
     fill = floor.fill_of("s")
-    assert (fill.price, fill.at) == (D(90), at(2))
+    assert (fill.price, fill.at) == (D(90), at(2, 10))
 
 
 def test_a_stop_reached_within_a_bar_fills_at_its_price_at_the_close() -> None:
@@ -278,7 +278,7 @@ def test_a_limit_better_than_the_open_fills_at_the_open() -> None:
     floor = Floor([*flat(1), (98, 99, 97, 98), *flat(1)]).to(at(1))
     floor.buy("a", type=LIMIT, limit_price="99")
     floor.to(at(1, 10))
-    assert (floor.fill_of("a").price, floor.fill_of("a").at) == (D(98), at(1))
+    assert (floor.fill_of("a").price, floor.fill_of("a").at) == (D(98), at(1, 10))
 
 
 def test_a_stop_limit_whose_gap_passes_the_limit_rests_until_the_limit_trades() -> None:
@@ -485,7 +485,7 @@ def test_a_position_can_be_turned_at_one_open() -> None:
     floor.sell("short", "900", stop_loss="120")
     floor.to(at(2, 10))
     assert floor.held() == -900
-    assert {fill.at for fill in floor.engine.fills()[1:]} == {at(2)}
+    assert {fill.at for fill in floor.engine.fills()[1:]} == {at(2, 10)}
 
 
 def test_a_short_position_reports_its_available_quantity_with_its_sign() -> None:

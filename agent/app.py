@@ -1,0 +1,230 @@
+"""The composition root: settings in, a wired daemon or replay out. Nothing else builds parts."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from agent.execution import DeskLimits, OrderDesk
+from agent.history import History
+from agent.ledger import schema
+from agent.ledger.store import Ledger
+from agent.metrics import Metrics
+from agent.parts import Parts
+from agent.reconcile import Reconciler
+from agent.settings import Settings
+from agent.trading_state import TradingState
+from brokers.calendar import TradingCalendar, calendar
+from brokers.domain import ExitPlan, Instrument, Side
+from brokers.protocol import Broker, Clock, MarketData
+from strategies.decision import ExitConfig
+from strategies.features import IncrementalFeatures
+from strategies.sizing import SizingConfig, bars_per_year
+from strategies.strategy import Strategy
+
+log = structlog.get_logger("tandem.app")
+
+
+class StartError(Exception):
+    """The daemon or replay cannot be built; the message says what to do."""
+
+
+@dataclass(slots=True)
+class Venue:
+    """One venue's three faces."""
+
+    broker: Broker
+    data: MarketData
+    clock: Clock
+
+
+def tandem_version() -> str:
+    """Return the installed version; `source` where the package is not installed."""
+    try:
+        return version("tandem-trader")
+    except PackageNotFoundError:
+        return "source"
+
+
+def make_strategy(settings: Settings) -> tuple[Strategy, str]:
+    """Return the strategy that the settings name, and an id that pins it (the bundle's, or the parameters).
+
+    Raises:
+        StartError: There is no such strategy or bundle, or the bundle does not fit.
+    """
+    chosen = settings.strategy
+    if chosen.name != "dqn":
+        from strategies.baselines import BaselineError, make_baseline  # noqa: PLC0415 - only what is configured
+
+        params: dict[str, Any] = dict(chosen.params)
+        try:
+            return make_baseline(
+                chosen.name, params | {"shorts": chosen.shorts}, settings.bar_period
+            ), f"{chosen.name}:{params}"
+        except BaselineError as error:
+            raise StartError(str(error)) from error
+    from strategies.bundle import Bundle, BundleError, Registry  # noqa: PLC0415 - only what is configured
+    from strategies.policy import BundlePolicy  # noqa: PLC0415 - only what is configured
+
+    try:
+        if chosen.bundle is not None:
+            bundle = Bundle.load(chosen.bundle, data_feed=chosen.data_feed)
+        else:
+            bundle = Registry(chosen.models).load_slot(chosen.slot, data_feed=chosen.data_feed)
+        policy = BundlePolicy(bundle, shorts=chosen.shorts)
+    except BundleError as error:
+        raise StartError(str(error)) from error
+    return policy, bundle.id
+
+
+def make_calendar(settings: Settings) -> TradingCalendar:
+    """Return the calendar that the settings name.
+
+    Raises:
+        StartError: There is no such calendar.
+    """
+    try:
+        return calendar(settings.calendar)
+    except ValueError as error:
+        raise StartError(f"calendar: {error}") from error
+
+
+async def wire(
+    settings: Settings,
+    venue: Venue,
+    ledger: Ledger,
+    strategy: Strategy,
+    strategy_id: str,
+    *,
+    trading_calendar: TradingCalendar,
+    pause: Callable[[float], Awaitable[None]],
+    metrics: Metrics | None = None,
+    bar_store: Path | None = None,
+    record_settings: bool = True,
+) -> Parts:
+    """Build the parts around a connected venue, and write the run into the ledger.
+
+    Raises:
+        BrokerError: The venue did not answer.
+        LedgerError: The ledger cannot be written.
+    """
+    metrics = metrics if metrics is not None else Metrics()
+    symbols = settings.symbols
+    instruments = dict(await venue.broker.instruments(symbols))
+    state = TradingState.load(ledger)
+    run_id = _begin_run(settings, venue, ledger, strategy, strategy_id, record_settings=record_settings)
+    features = IncrementalFeatures(strategy.feature_spec, symbols, trading_calendar, settings.bar_period)
+    exits = ExitConfig(**settings.exits.model_dump())
+    reconciler = Reconciler(
+        broker=venue.broker,
+        clock=venue.clock,
+        ledger=ledger,
+        state=state,
+        default_exits=default_exits(settings, instruments),
+        metrics=metrics,
+    )
+    desk = OrderDesk(
+        broker=venue.broker,
+        clock=venue.clock,
+        ledger=ledger,
+        state=state,
+        reconciler=reconciler,
+        instruments=instruments,
+        limits=DeskLimits(settings.daemon.attempts_max, settings.venue.outage_s_max),
+        metrics=metrics,
+        pause=pause,
+    )
+    history = History(
+        store_root=bar_store,
+        ledger=ledger,
+        data=venue.data,
+        clock=venue.clock,
+        calendar=trading_calendar,
+        symbols=symbols,
+        period=settings.bar_period,
+        features=features,
+    )
+    return Parts(
+        settings=settings,
+        run_id=run_id,
+        symbols=symbols,
+        broker=venue.broker,
+        data=venue.data,
+        clock=venue.clock,
+        calendar=trading_calendar,
+        ledger=ledger,
+        state=state,
+        metrics=metrics,
+        instruments=instruments,
+        costs=settings.costs.model(),
+        bars_per_year=_bars_per_year(trading_calendar, settings, venue.clock.now()),
+        sizing=SizingConfig(**settings.sizing.model_dump()),
+        exits=exits,
+        features=features,
+        history=history,
+        strategy=strategy,
+        reconciler=reconciler,
+        desk=desk,
+        pause=pause,
+    )
+
+
+def _bars_per_year(trading_calendar: TradingCalendar, settings: Settings, at: datetime) -> float:
+    if trading_calendar.id == "24/7":
+        return timedelta(days=365.25) / settings.bar_period
+    return bars_per_year(trading_calendar, settings.bar_period, at)
+
+
+def default_exits(settings: Settings, instruments: dict[str, Instrument]) -> Callable[[str, Side, Decimal], ExitPlan]:
+    """Return the maker of exits for a position that was found without any: a stop at the accepted loss."""
+
+    def plan(symbol: str, side: Side, price: Decimal) -> ExitPlan:
+        distance = price * Decimal(repr(settings.exits.max_loss_fraction))
+        stop = price - side.sign * distance
+        instrument = instruments.get(symbol)
+        return ExitPlan(stop=instrument.round_price(stop) if instrument is not None else stop, take_profit=None)
+
+    return plan
+
+
+def _begin_run(
+    settings: Settings, venue: Venue, ledger: Ledger, strategy: Strategy, strategy_id: str, *, record_settings: bool
+) -> int:
+    row = {
+        "started_at": datetime.now(UTC),
+        "started_venue_at": venue.clock.now(),
+        "version": tandem_version(),
+        "account_scope": settings.account_scope,
+        "venue": venue.broker.capabilities.name,
+        "strategy": strategy.name,
+        "strategy_id": strategy_id[:80],
+        "settings": settings.model_dump(mode="json") if record_settings else {},
+    }
+    with ledger.transaction() as connection:
+        scope = ledger.get_state("account_scope")
+        if scope is not None and scope["name"] != settings.account_scope:
+            raise StartError(
+                f"the ledger belongs to account_scope {scope['name']!r}, the settings say {settings.account_scope!r}: "
+                "use the scope of the ledger, or another ledger.url"
+            )
+        ledger.set_state(connection, "account_scope", {"name": settings.account_scope})
+        result = connection.execute(schema.runs.insert(), row)
+        key = result.inserted_primary_key
+        return int(key[0]) if key is not None else 0
+
+
+def end_run(ledger: Ledger, run_id: int, reason: str) -> None:
+    """Write when and why a run ended."""
+    with ledger.transaction() as connection:
+        connection.execute(
+            schema.runs.update()
+            .where(schema.runs.c.run_id == run_id)
+            .values(ended_at=datetime.now(UTC), end_reason=reason[:200])
+        )

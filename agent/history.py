@@ -1,0 +1,194 @@
+"""Bars that were seen: warming the features at the start, and moving bars from the ledger to the bar store.
+
+Live bars are written to the ledger in the cycle's transaction; when a session has ended they are written to
+the bar store as a whole, and the ledger keeps only what came since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import structlog
+from sqlalchemy import delete, select
+
+from agent.ledger import schema
+from agent.ledger.store import Ledger
+from brokers.calendar import TradingCalendar
+from brokers.domain import Bar
+from brokers.protocol import Clock, MarketData
+from brokers.series import BarSeries, to_ns
+from strategies.features import IncrementalFeatures
+
+if TYPE_CHECKING:
+    from brokers.bar_store import BarStore
+
+log = structlog.get_logger("tandem.history")
+
+KEEP_IN_LEDGER = timedelta(days=2)
+"""Bars younger than this stay in the ledger after they were stored, so that `tandem why` finds them."""
+
+
+class History:
+    """Knows where bars of the past are.
+
+    Args:
+        store_root: Folder of the bar store; None for none.
+        ledger: Bars since the last compaction.
+        data: The venue, for what neither has.
+        clock: Venue time.
+        calendar: Sessions.
+        symbols: Symbols to keep.
+        period: Bar period.
+        features: The incremental runner to warm.
+    """
+
+    def __init__(
+        self,
+        *,
+        store_root: Path | None,
+        ledger: Ledger,
+        data: MarketData,
+        clock: Clock,
+        calendar: TradingCalendar,
+        symbols: Sequence[str],
+        period: timedelta,
+        features: IncrementalFeatures,
+    ) -> None:
+        self.store_root = store_root
+        self.ledger = ledger
+        self.data = data
+        self.clock = clock
+        self.calendar = calendar
+        self.symbols = tuple(symbols)
+        self.period = period
+        self.features = features
+        self._compacted_session: int | None = None
+
+    async def warm_all(self, until: datetime) -> dict[str, Bar]:
+        """Fill the features with the last `memory_bars` bars of every symbol that closed by `until`.
+
+        Returns the newest bar by symbol.
+
+        Raises:
+            BrokerError: The venue did not answer.
+        """
+        known = self._known(self.symbols, until)
+        missing_from = self._missing_from(known, until)
+        fetched = await self.data.bars(self.symbols, self.period, missing_from, until) if missing_from < until else {}
+        newest: dict[str, Bar] = {}
+        for symbol in self.symbols:
+            bars = _merged(known[symbol], [b for b in fetched.get(symbol, ()) if b.close_time <= until])
+            if bars:
+                self.features.warm(series_of(symbol, bars, self.calendar, self.period))
+                newest[symbol] = bars[-1]
+        log.info("history", symbols=len(self.symbols), known=sum(map(len, known.values())), warm=len(newest))
+        return newest
+
+    async def warm(self, symbol: str, until: datetime) -> None:
+        """Fill one symbol's features again, after its newest bar was revised."""
+        known = self._known([symbol], until)
+        start = self._lookback(until)
+        fetched = await self.data.bars([symbol], self.period, start, until)
+        bars = _merged(known[symbol], [b for b in fetched[symbol] if b.close_time <= until])
+        self.features.warm(series_of(symbol, bars, self.calendar, self.period))
+
+    def compact(self, close: datetime) -> None:
+        """When a session has ended, write its bars to the store and drop older ones from the ledger."""
+        if self.store_root is None:
+            return
+        session = int(self.calendar.session_ids(np.array([to_ns(close)]))[0])
+        if self._compacted_session is None:
+            self._compacted_session = session
+        if session == self._compacted_session:
+            return
+        self._compacted_session = session
+        question = select(schema.bars_seen).where(schema.bars_seen.c.close_time <= close)
+        bars = [bar_of(dict(row._mapping)) for row in self.ledger.rows(question)]  # noqa: SLF001 - SQLAlchemy's public name
+        if bars:
+            self._store().write_session(bars, period=self.period, calendar=self.calendar)
+        with self.ledger.transaction() as connection:
+            connection.execute(delete(schema.bars_seen).where(schema.bars_seen.c.close_time <= close - KEEP_IN_LEDGER))
+        log.info("bars stored", bars=len(bars))
+
+    def _store(self) -> BarStore:
+        from brokers.bar_store import BarStore  # noqa: PLC0415 - Polars is loaded only where bars are kept
+
+        if self.store_root is None:
+            raise ValueError("daemon.bar_store is not set")
+        return BarStore(self.store_root)
+
+    def _known(self, symbols: Sequence[str], until: datetime) -> dict[str, list[Bar]]:
+        """Return what store and ledger hold, the ledger's revisions last, so that they win."""
+        wanted = self.features.spec.memory_bars + 1
+        known: dict[str, list[Bar]] = {symbol: [] for symbol in symbols}
+        if self.store_root is not None and self.store_root.exists():
+            for symbol, series in self._store().read_many(symbols, self.period, wanted).items():
+                known[symbol] = [series.bar(index) for index in range(len(series))]
+        question = (
+            select(schema.bars_seen)
+            .where(schema.bars_seen.c.symbol.in_(symbols), schema.bars_seen.c.close_time <= until)
+            .order_by(schema.bars_seen.c.start, schema.bars_seen.c.revision)
+        )
+        seen: dict[str, list[Bar]] = {symbol: [] for symbol in symbols}
+        for row in self.ledger.rows(question):
+            seen[row.symbol].append(bar_of(dict(row._mapping)))  # noqa: SLF001 - SQLAlchemy's public name
+        return {
+            symbol: [b for b in _merged(known[symbol], seen[symbol]) if b.close_time <= until] for symbol in symbols
+        }
+
+    def _missing_from(self, known: Mapping[str, Sequence[Bar]], until: datetime) -> datetime:
+        """Return the start from which the venue must be asked: all of the memory, or only what came since."""
+        enough = self.features.spec.memory_bars
+        if any(len(known[symbol]) < enough for symbol in self.symbols):
+            return self._lookback(until)
+        return min(known[symbol][-1].start for symbol in self.symbols) + self.period
+
+    def _lookback(self, until: datetime) -> datetime:
+        """Return a time before which no bar of the memory can start: sessions close at nights and weekends."""
+        factor = 1.0 if self.calendar.id == "24/7" else 1.6 if self.period >= timedelta(days=1) else 7.0
+        return until - self.period * (self.features.spec.memory_bars + 2) * factor
+
+
+def bar_of(values: Mapping[str, object]) -> Bar:
+    """Build a bar from a row of `bars_seen`."""
+    fields = {name: values[name] for name in ("symbol", "start", "close_time", "open", "high", "low", "close")}
+    fields |= {name: values[name] for name in ("volume", "adj_factor", "revision")}
+    return Bar(**fields, signals=values["signals"] or {})  # type: ignore[arg-type]  # columns have the fields' types
+
+
+def series_of(symbol: str, bars: Sequence[Bar], calendar: TradingCalendar, period: timedelta) -> BarSeries:
+    """Return bars as columns; signals are those that every bar has."""
+    start_ns = np.array([to_ns(bar.start) for bar in bars], dtype=np.int64)
+    open_ns, close_ns, _ = calendar.bounds_ns(start_ns, round(period.total_seconds() * 1e9))
+    names = set(bars[0].signals).intersection(*(bar.signals for bar in bars[1:]))
+
+    def column(name: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        return np.array([getattr(bar, name) for bar in bars], dtype=np.float64)
+
+    return BarSeries(
+        symbol=symbol,
+        start_ns=start_ns,
+        close_ns=close_ns,
+        open_ns=open_ns,
+        open=column("open"),
+        high=column("high"),
+        low=column("low"),
+        close=column("close"),
+        volume=column("volume"),
+        adj_factor=column("adj_factor"),
+        signals={name: np.array([bar.signals[name] for bar in bars], dtype=np.float64) for name in sorted(names)},
+    )
+
+
+def _merged(first: Iterable[Bar], second: Iterable[Bar]) -> list[Bar]:
+    """Return both, one bar a start (the highest revision, then the second), oldest first."""
+    by_start: dict[datetime, Bar] = {bar.start: bar for bar in first}
+    for bar in second:
+        held = by_start.get(bar.start)
+        if held is None or bar.revision >= held.revision:
+            by_start[bar.start] = bar
+    return [by_start[start] for start in sorted(by_start)]

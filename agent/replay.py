@@ -1,0 +1,182 @@
+"""Exact replay: the live cycle, bar by bar, on the built-in exchange's clock.
+
+Nothing here decides, sizes, gates or fills: it drives `agent.cycle.Trader` over recorded bars and writes
+what happened as tables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import select
+
+from agent.app import Venue, end_run, make_calendar, make_strategy, wire
+from agent.cycle import Trader
+from agent.ledger import schema
+from agent.ledger.store import Ledger, open_ledger
+from agent.settings import Settings
+from brokers.series import BarSeries
+from brokers.simulated.books import MemoryBooks
+from brokers.simulated.broker import SimulatedBroker, SimulatedClock, default_instruments
+from brokers.simulated.engine import MatchingEngine
+from brokers.simulated.feed import Feed
+from brokers.simulated.settings import EngineSettings
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from brokers.calendar import TradingCalendar
+
+FAR = timedelta(days=36_500)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayResult:
+    """Tables of one replay (Polars frames) and its metrics."""
+
+    decisions: pl.DataFrame
+    trades: pl.DataFrame
+    equity: pl.DataFrame
+    metrics: Mapping[str, Any]
+
+
+def engine_of(settings: Settings, series: Mapping[str, BarSeries], trading_calendar: TradingCalendar) -> MatchingEngine:
+    """Return a matching engine with books in memory over the given bars."""
+    exchange = settings.exchange
+    feed = Feed(series=series, period=settings.bar_period, calendar=trading_calendar, begin=exchange.start)
+    return MatchingEngine(
+        feed,
+        settings.costs.model(),
+        engine_settings(settings),
+        MemoryBooks(),
+        default_instruments(feed.symbols, trading_calendar, shortable=settings.strategy.shorts),
+    )
+
+
+def engine_settings(settings: Settings) -> EngineSettings:
+    """Return the engine's settings out of the daemon's."""
+    exchange = settings.exchange
+
+    return EngineSettings(
+        seed=exchange.seed,
+        initial_cash=exchange.initial_cash_usd,
+        partial_fill_probability=exchange.partial_fill_probability,
+        leverage=Decimal(repr(exchange.leverage)),
+        shorting=settings.strategy.shorts,
+        rule_set=exchange.rule_set,
+        decision_deadline_s=settings.daemon.decision_deadline_s,
+    )
+
+
+def replay(
+    settings: Settings,
+    series: Mapping[str, BarSeries],
+    *,
+    ledger_url: str = "sqlite://",
+    progress: Callable[[float], None] | None = None,
+) -> ReplayResult:
+    """Run the live cycle over recorded bars.
+
+    Args:
+        settings: As for the daemon; `symbols` empty means all of `series`.
+        series: Bars by symbol.
+        ledger_url: Where the replay's ledger is kept; in memory by default.
+        progress: Called with the fraction of venue time that has passed.
+
+    Raises:
+        StartError: The strategy cannot be had.
+        BrokerError, LedgerError: As in the daemon.
+    """
+    if not settings.symbols:
+        settings = settings.model_copy(update={"symbols": tuple(series)})
+    ledger = open_ledger(ledger_url, durable=False)
+    try:
+        asyncio.run(_drive(settings, series, ledger, progress))
+        return _result(settings, ledger, series)
+    finally:
+        ledger.close()
+
+
+async def _drive(
+    settings: Settings, series: Mapping[str, BarSeries], ledger: Ledger, progress: Callable[[float], None] | None
+) -> None:
+    trading_calendar = make_calendar(settings)
+    engine = engine_of(settings, {s: series[s] for s in settings.symbols}, trading_calendar)
+    venue_broker = SimulatedBroker(engine)
+    clock = SimulatedClock(engine)
+    strategy, strategy_id = make_strategy(settings)
+
+    async def no_pause(_seconds: float) -> None:
+        return
+
+    parts = await wire(
+        settings,
+        Venue(broker=venue_broker, data=venue_broker, clock=clock),
+        ledger,
+        strategy,
+        strategy_id,
+        trading_calendar=trading_calendar,
+        pause=no_pause,
+    )
+    parts.newest_bars = await parts.history.warm_all(clock.now())
+    trader = Trader(parts)
+    await parts.reconciler.reconcile()
+    begin, end = engine.feed.start, engine.feed.end
+    turn = 0
+    limit = settings.daemon.max_bars
+    while not clock.feed_ended and (limit is None or turn < limit):
+        due = trading_calendar.next_close(clock.now(), settings.bar_period)
+        now = await clock.advance(due)
+        if clock.last is not None and clock.last.orders_changed:
+            await parts.reconciler.sync()
+        if now == due:
+            await trader.on_close(due)
+            turn += 1
+            if progress is not None and turn % 64 == 0:
+                progress((now - begin) / (end - begin))
+    end_run(ledger, parts.run_id, "replay ended")
+
+
+def _result(settings: Settings, ledger: Ledger, series: Mapping[str, BarSeries]) -> ReplayResult:
+    from strategies.performance import performance  # noqa: PLC0415 - at the end only
+
+    from agent.tables import decisions_frame, equity_frame, trades_frame  # noqa: PLC0415 - Polars, at the end only
+
+    decisions = decisions_frame(ledger, settings.bar_period)
+    trades = trades_frame(ledger, series)
+    equity = equity_frame(ledger)
+    incidents = [row.kind for row in ledger.rows(select(schema.incidents.c.kind))]
+    measured = performance(equity, trades) if equity.height > 1 else None
+    metrics: dict[str, Any] = {
+        "strategy": settings.strategy.name,
+        "symbols": list(settings.symbols),
+        "closes": equity.height,
+        "decisions": decisions.height,
+        "trades": trades.height,
+        "incidents": {kind: incidents.count(kind) for kind in sorted(set(incidents))},
+        "performance": None if measured is None else asdict(measured),
+    }
+    return ReplayResult(decisions=decisions, trades=trades, equity=equity, metrics=metrics)
+
+
+def write_result(result: ReplayResult, folder: Path) -> None:
+    """Write `decisions.parquet`, `trades.parquet`, `equity.parquet` and `metrics.json`, each whole or not at all.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("decisions", "trades", "equity"):
+        part = folder / f".{name}.parquet.part"
+        getattr(result, name).write_parquet(part)
+        part.replace(folder / f"{name}.parquet")
+    part = folder / ".metrics.json.part"
+    part.write_text(json.dumps(result.metrics, indent=2, default=str) + "\n", encoding="utf-8")
+    part.replace(folder / "metrics.json")

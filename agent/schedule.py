@@ -1,0 +1,135 @@
+"""Bar closes as jobs: APScheduler on venue time.
+
+APScheduler reads the wall clock in four places; the two small subclasses below take now, timer and misfire
+check from the venue's `Clock` instead, so that a stepped venue and a running one are scheduled by the same
+code. Jobs are `date` jobs made from the calendar: cron triggers and daylight-saving do not mix.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import structlog
+from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_MISSED, EVENT_JOB_SUBMITTED, JobExecutionEvent
+from apscheduler.executors.base import BaseExecutor
+from apscheduler.job import Job
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from brokers.protocol import Clock
+
+log = structlog.get_logger("tandem.schedule")
+
+JobFunction = Callable[..., Awaitable[None]]
+
+
+class VenueExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has no types
+    """Runs coroutine jobs on the daemon's loop; lateness is measured in venue time."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def idle(self) -> None:
+        """Wait until no job runs. An error of a job is raised here, in the daemon, not swallowed."""
+        while self._running:
+            done, _ = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                self._running.discard(task)
+                task.result()
+
+    def _do_submit_job(self, job: Job, run_times: list[datetime]) -> None:
+        self._running.add(asyncio.get_running_loop().create_task(self._run(job, run_times)))
+
+    async def _run(self, job: Job, run_times: list[datetime]) -> None:
+        jobstore = job._jobstore_alias  # noqa: SLF001 - the executor interface of APScheduler hands it over so
+        run_time = run_times[-1]
+        lateness = self._clock.now() - run_time
+        grace_s = job.misfire_grace_time
+        if grace_s is not None and lateness > timedelta(seconds=grace_s):
+            event = JobExecutionEvent(EVENT_JOB_MISSED, job.id, jobstore, run_time)
+            self._run_job_success(job.id, [event])
+            return
+        try:
+            await job.func(*job.args, **job.kwargs)
+        except Exception:
+            self._run_job_success(job.id, [JobExecutionEvent(EVENT_JOB_ERROR, job.id, jobstore, run_time)])
+            raise
+        self._run_job_success(job.id, [])
+
+
+class VenueScheduler(AsyncIOScheduler):  # type: ignore[misc]  # APScheduler has no types
+    """An AsyncIOScheduler that is driven: the daemon waits until `next_wakeup` and calls `run_due`.
+
+    Args:
+        clock: Venue time.
+        misfire_grace_s: A job later than this is missed, not run.
+    """
+
+    def __init__(self, clock: Clock, misfire_grace_s: float) -> None:
+        self._clock = clock
+        self.venue_executor = VenueExecutor(clock)
+        super().__init__(
+            timezone=UTC,
+            executors={"default": self.venue_executor},
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": misfire_grace_s},
+        )
+
+    def at(self, when: datetime, function: JobFunction, name: str, *args: Any, grace: bool = True) -> None:
+        """Run `function(*args)` at a venue time; a job of the same name is replaced."""
+        options: dict[str, Any] = {} if grace else {"misfire_grace_time": None}
+        self.add_job(
+            function,
+            trigger="date",
+            run_date=when,
+            args=args,
+            id=name,
+            name=name,
+            replace_existing=True,
+            next_run_time=when,
+            **options,
+        )
+
+    def next_wakeup(self) -> datetime | None:
+        """Return the venue time of the earliest job; None for none."""
+        times = [job.next_run_time for job in self.get_jobs() if job.next_run_time is not None]
+        return min(times, default=None)
+
+    async def run_due(self) -> None:
+        """Start every job whose time has come and wait for them."""
+        self._process_jobs()
+        await self.venue_executor.idle()
+
+    def _setup_timer(self, _wait_s: float | None = None) -> None:
+        """Timers are the daemon's: it waits on the venue's clock."""
+
+    def _start_timer(self, _wait_s: float | None) -> None:
+        """See `_setup_timer`."""
+
+    def _stop_timer(self) -> None:
+        """See `_setup_timer`."""
+
+    def wakeup(self) -> None:
+        """Jobs are started by `run_due` only."""
+
+    def _process_jobs(self) -> None:
+        """Submit due jobs; APScheduler's own version of this asks the wall clock."""
+        now = self._clock.now()
+        with self._jobstores_lock:
+            for store in self._jobstores.values():
+                for job in store.get_due_jobs(now):
+                    run_times = job._get_run_times(now)  # noqa: SLF001 - as APScheduler's own scheduler does
+                    if not run_times:
+                        continue
+                    self.venue_executor.submit_job(job, run_times[-1:] if job.coalesce else run_times)
+                    store.remove_job(job.id)
+                    log.debug("job", name=job.name, at=run_times[-1].isoformat())
+
+
+MISSED_OR_FAILED = EVENT_JOB_MISSED | EVENT_JOB_ERROR
+"""Events that the daemon counts."""
+
+__all__ = ["EVENT_JOB_MISSED", "EVENT_JOB_SUBMITTED", "MISSED_OR_FAILED", "VenueExecutor", "VenueScheduler"]
