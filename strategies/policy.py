@@ -1,0 +1,235 @@
+"""The DQN as a Strategy: a bundle's ONNX model on one thread of ONNX Runtime.
+
+Contract of the model. Inputs: `features` float32 (B, F), `position` float32 (B, 1). Outputs: `q_flat` and
+`q_long` (B,), and `q_short` (B,) where shorts were trained: the value of each target, given the position.
+Optional: `exit_stop` and `exit_take_profit` (B,), log distances from the entry, infinite for none; any other
+(B,) output becomes a number of the opinion's detail, and an `attention` (B, G) one number per feature group.
+
+Axes: B rows, F features, T targets, G feature groups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strategies.bundle import Bundle, BundleError
+from strategies.features import FeatureSpec
+from strategies.observation import ModelInputs, model_inputs, usable_rows, why_unusable
+from strategies.strategy import Abstention, ExitLevels, Observations, Opinion, Reason
+
+Q_OUTPUTS: Mapping[int, str] = {-1: "q_short", 0: "q_flat", 1: "q_long"}
+CANARY_TOLERANCE = 1e-5
+"""Largest difference, absolute and relative, between the recorded and the served answer."""
+ROWS_MAX = 4_096
+"""Rows of one call of the model; larger batches are cut."""
+
+_CANARY_ROWS = 4
+_EXIT_OUTPUTS = ("exit_stop", "exit_take_profit")
+
+Outputs = Mapping[str, NDArray[np.float32]]
+
+
+class Model:
+    """An ONNX model that keeps the contract, loaded on one thread with no memory arena."""
+
+    def __init__(self, content: bytes, feature_spec: FeatureSpec, targets: Sequence[int]) -> None:
+        """Load and check the model.
+
+        Raises:
+            BundleError: Not a model, or one with other inputs or without the outputs that `targets` need.
+        """
+        import onnxruntime as ort  # noqa: PLC0415 -- costs memory and start-up time; loaded only where a model runs
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(content, sess_options=options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions have no public base class
+            raise BundleError(
+                f"the policy is not a model that ONNX Runtime reads ({error}): export it again"
+            ) from error
+        inputs = {one.name: (one.type, one.shape) for one in self._session.get_inputs()}
+        expected = {"features": len(feature_spec.names), "position": 1}
+        for name, width in expected.items():
+            kind, shape = inputs.get(name, ("nothing", []))
+            if kind != "tensor(float)" or len(shape) != 2 or shape[1] != width:
+                raise BundleError(
+                    f"the policy's input {name!r} is {kind} {shape}, not float32 (batch, {width}): "
+                    "export it for the bundle's features"
+                )
+        if set(inputs) != set(expected):
+            raise BundleError(f"the policy has inputs {', '.join(inputs)}: only features and position are given")
+        self.outputs = tuple(one.name for one in self._session.get_outputs())
+        lacking = [Q_OUTPUTS[target] for target in targets if Q_OUTPUTS[target] not in self.outputs]
+        if lacking:
+            raise BundleError(f"the policy lacks the outputs {', '.join(lacking)}: export a value for every target")
+
+    def run(self, inputs: ModelInputs) -> Outputs:
+        """Return every output by name; Q and exits are (B,)."""
+        rows = len(inputs["features"])
+        parts = []
+        for begin in range(0, rows, ROWS_MAX):
+            part = slice(begin, begin + ROWS_MAX)
+            feed = {"features": inputs["features"][part], "position": inputs["position"][part]}
+            parts.append(self._session.run(None, feed))
+        if not parts:
+            return {name: np.zeros(0, dtype=np.float32) for name in self.outputs}
+        joined = {name: np.concatenate([np.asarray(part[k]) for part in parts]) for k, name in enumerate(self.outputs)}
+        return {name: value.reshape(rows) if value.size == rows else value for name, value in joined.items()}
+
+
+def record_canary(content: bytes, feature_spec: FeatureSpec, targets: Sequence[int]) -> dict[str, Any]:
+    """Return inputs within the features' ranges and the model's answer on them, as JSON values.
+
+    Raises:
+        BundleError: The model breaks the contract, or answers with NaN.
+    """
+    rng = np.random.default_rng(0)
+    low_F, high_F = feature_spec.ranges.T
+    features = rng.uniform(low_F, high_F, (_CANARY_ROWS, len(low_F))) * 0.5
+    positions = np.resize(np.array(sorted(targets)), _CANARY_ROWS)
+    inputs = model_inputs(features, positions)
+    answer = Model(content, feature_spec, targets).run(inputs)
+    q = {Q_OUTPUTS[target]: answer[Q_OUTPUTS[target]] for target in sorted(targets)}
+    if not all(np.isfinite(values).all() for values in q.values()):
+        raise BundleError("the policy answers its canary with NaN or infinity: train it again")
+    return {
+        "features": [[float(x) for x in row] for row in inputs["features"]],
+        "position": [float(x) for x in inputs["position"][:, 0]],
+        "q": {name: [float(x) for x in values] for name, values in q.items()},
+    }
+
+
+def greedy_targets(
+    q_BT: NDArray[np.floating], targets: Sequence[int], positions_B: NDArray[np.integer]
+) -> NDArray[np.int8]:
+    """Return each row's best target, (B,); the position where it is among the best, else the smaller exposure."""
+    best_BT = q_BT == q_BT.max(axis=1, keepdims=True)
+    values_T = np.array(targets, dtype=np.int8)
+    preference_BT = 2 * (values_T[None, :] == positions_B[:, None]) + (values_T == 0)[None, :]
+    chosen_B = np.where(best_BT, preference_BT, -1).argmax(axis=1)
+    targets_B: NDArray[np.int8] = values_T[chosen_B]
+    return targets_B
+
+
+class BundlePolicy:
+    """Serves one bundle: greedy over the targets that are allowed."""
+
+    def __init__(self, bundle: Bundle, *, shorts: bool = True, name: str = "policy") -> None:
+        """Load the model and let it answer its canary.
+
+        Args:
+            bundle: A verified bundle.
+            shorts: False to leave -1 out even where the policy has a value for it.
+            name: Key of its vote in the ledger.
+
+        Raises:
+            BundleError: The model does not keep the contract, or answers the canary differently.
+        """
+        self.bundle = bundle
+        self.targets = tuple(target for target in sorted(bundle.targets) if shorts or target >= 0)
+        self._name = name
+        self._model = Model(bundle.policy_path.read_bytes(), bundle.feature_spec, bundle.targets)
+        self.check_canary()
+
+    @property
+    def name(self) -> str:
+        """Key of its vote."""
+        return self._name
+
+    @property
+    def feature_spec(self) -> FeatureSpec:
+        """The features it reads."""
+        return self.bundle.feature_spec
+
+    def check_canary(self) -> None:
+        """Compare the served answer with the recorded one.
+
+        Raises:
+            BundleError: They differ by more than `CANARY_TOLERANCE`.
+        """
+        canary = self.bundle.manifest["canary"]
+        inputs = model_inputs(np.array(canary["features"]), np.array(canary["position"]))
+        answer = self._model.run(inputs)
+        for name, recorded in canary["q"].items():
+            if not np.allclose(answer[name], recorded, rtol=CANARY_TOLERANCE, atol=CANARY_TOLERANCE):
+                raise BundleError(
+                    f"policy {self.bundle.id} answers {answer[name].tolist()} for {name}, its bundle recorded "
+                    f"{recorded}: this ONNX Runtime computes differently; use the version that made it"
+                )
+
+    def q_values(self, features_BF: NDArray[np.floating], positions_B: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Return the value of each of `self.targets`, (B, T), for any number of rows at given positions."""
+        return self._q(self._model.run(model_inputs(features_BF, positions_B)))
+
+    async def opinions(self, observations: Observations) -> Sequence[Opinion | Abstention]:
+        """Return one answer per symbol; see `Strategy.opinions`."""
+        symbols, positions_S = observations.symbols, observations.positions_S
+        rows = np.flatnonzero(usable_rows(observations.features_SF)).tolist()
+        answers: list[Opinion | Abstention] = [
+            Abstention(symbol, why_unusable(observations.features_SF[row])) for row, symbol in enumerate(symbols)
+        ]
+        if not len(rows):
+            return answers
+        try:
+            outputs = self._model.run(model_inputs(observations.features_SF[rows], positions_S[rows]))
+        except Exception as error:  # noqa: BLE001 -- a model that fails abstains with its words; the daemon goes on
+            for row in rows:
+                answers[row] = Abstention(symbols[row], Reason.MODEL_ERROR, f"{type(error).__name__}: {error}")
+            return answers
+        q_BT = self._q(outputs)
+        targets_B = greedy_targets(q_BT, self.targets, positions_S[rows])
+        for place, row in enumerate(rows):
+            answers[row] = self._answer(symbols[row], q_BT[place], int(targets_B[place]), outputs, place)
+        return answers
+
+    def _q(self, outputs: Outputs) -> NDArray[np.float32]:
+        return np.stack([outputs[Q_OUTPUTS[target]] for target in self.targets], axis=1)
+
+    def _answer(
+        self, symbol: str, q_T: NDArray[np.float32], target: int, outputs: Outputs, place: int
+    ) -> Opinion | Abstention:
+        exits = self._exits(outputs, place)
+        wrong = [float(value) for value in q_T if not math.isfinite(value)]
+        if wrong or (exits is not None and any(math.isnan(level) for level in exits)):
+            return Abstention(symbol, Reason.MODEL_ERROR, f"Q {q_T.tolist()}, exits {exits}: not numbers")
+        return Opinion(
+            symbol=symbol,
+            target=target,
+            q={t: float(value) for t, value in zip(self.targets, q_T, strict=True)},
+            reason=Reason.POLICY_GREEDY,
+            exits=None if exits is None else ExitLevels(*(_distance(level) for level in exits)),
+            detail=self._detail(outputs, place),
+        )
+
+    def _exits(self, outputs: Outputs, place: int) -> tuple[float, float] | None:
+        if not all(name in outputs for name in _EXIT_OUTPUTS):
+            return None
+        stop, take_profit = (float(outputs[name][place]) for name in _EXIT_OUTPUTS)
+        return stop, take_profit
+
+    def _detail(self, outputs: Outputs, place: int) -> dict[str, float]:
+        detail: dict[str, float] = {}
+        for name, values in outputs.items():
+            if name in Q_OUTPUTS.values() or name in _EXIT_OUTPUTS:
+                continue
+            if values.ndim == 1:
+                detail[name] = float(values[place])
+            elif name == "attention" and values.shape[1:] == (len(self.feature_spec.groups),):
+                weights = zip(self.feature_spec.groups, values[place], strict=True)
+                detail |= {f"attention.{group}": float(weight) for group, weight in weights}
+        return detail
+
+
+def _distance(level: float) -> float | None:
+    """An infinite distance says: no such exit."""
+    return None if math.isinf(level) or level <= 0.0 else level
