@@ -161,6 +161,8 @@ def require_sdk(rest: object) -> None:
     Raises:
         IncompatibleSdkError: Naming the missing parts.
     """
+    if not hasattr(urllib3.HTTPResponse, "read1"):
+        raise IncompatibleSdkError("the installed urllib3 cannot read an answer in bounded steps: install 2.3 or newer")
     missing = [name for name in _NEEDED_OF_SDK if not hasattr(rest, name)]
     if missing:
         raise IncompatibleSdkError(
