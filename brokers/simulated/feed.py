@@ -1,8 +1,9 @@
 """What the exchange replays: bars of its symbols, and the merged order of their opens and closes in venue time.
 
-A bar opens for trading at its OPEN event, max(open time, previous close + decision deadline), so that an order
-decided on the previous close and sent within the deadline still meets the open; it becomes visible, complete,
-at its CLOSE event. Events of one instant belong together: closes first, then opens, symbols in order.
+A bar opens for trading at its OPEN event, max(open time, last close of any symbol + decision deadline), so that
+an order decided on that close and sent within the deadline still meets the open, and equity at a close never
+holds what trades after it; the bar becomes visible, complete, at its CLOSE event. Events of one instant belong
+together: closes first, then opens, symbols in order.
 """
 
 from __future__ import annotations
@@ -145,11 +146,12 @@ class Timeline:
             FeedError: A bar would close before its open event: the deadline is too long for these bars.
         """
         times, kinds, symbols, bars, actions = [], [], [], [], []
+        closes = np.unique(np.concatenate([series.close_ns for series in feed.series.values()]))
         for index, symbol in enumerate(feed.symbols):
             series = feed.series[symbol]
             count = len(series)
-            opens = series.open_ns.copy()
-            opens[1:] = np.maximum(opens[1:], series.close_ns[:-1] + deadline_ns)
+            last = np.searchsorted(closes, series.open_ns, side="right") - 1
+            opens = np.where(last < 0, series.open_ns, np.maximum(series.open_ns, closes[last] + deadline_ns))
             if np.any(opens >= series.close_ns):
                 at = from_ns(series.start_ns[opens >= series.close_ns][0])
                 msg = (
