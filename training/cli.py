@@ -1,0 +1,183 @@
+"""`tandem train`: commands that make models. Everything heavy is imported inside the commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from training.dqn.pipeline import Outcome
+    from training.dqn.reference import OnProgress
+
+app = typer.Typer(name="train", help="Train policies.", no_args_is_help=True)
+
+_FAILED = 1
+_WRONG_USAGE = 2
+
+
+@app.callback()
+def train() -> None:
+    """Train policies."""
+
+
+@app.command("dqn")
+def dqn(
+    out: Annotated[Path, typer.Option(help="Directory of the bundle; it must not exist yet.", show_default=False)],
+    config: Annotated[
+        Path | None, typer.Option(help="Configuration file; the daemon's will do.", show_default="defaults")
+    ] = None,
+    bars: Annotated[
+        Path | None, typer.Option(help="Bars file, Parquet or CSV.", show_default="the exchange's market")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="default, or tutorial: its state, fee and values.", show_default="the file's")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.", show_default="the file's")] = None,
+    timesteps: Annotated[
+        int | None, typer.Option(help="Steps of all episodes together.", show_default="the file's")
+    ] = None,
+    budget_seconds: Annotated[
+        float | None, typer.Option(min=0.001, help="Stop learning after this time.", show_default="none")
+    ] = None,
+    symbols: Annotated[
+        str | None, typer.Option(help="Symbols, separated by commas.", show_default="the file's")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="First bar, such as 2024-01-01 or 2024-01-01T09:30:00Z.", show_default="all")
+    ] = None,
+    end: Annotated[str | None, typer.Option(help="Bars end before this.", show_default="all")] = None,
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard logs.", show_default="none")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, over the file; repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,  # noqa: FBT002 -- Typer's flag
+) -> None:
+    """Train one policy and write its bundle: split in time, train, export, check, validate."""
+    with _one_screen():
+        from training.data import load_market  # noqa: PLC0415 -- heavy: paid by this command alone
+        from training.settings import load_training  # noqa: PLC0415 -- as above
+
+        given = list(overrides or ())
+        named = (("training.preset", preset), ("training.seed", seed), ("training.timesteps", timesteps))
+        given += [f"{key}={value}" for key, value in named if value is not None]
+        if symbols is not None:
+            given.append(f"symbols={json.dumps([name.strip() for name in symbols.split(',')])}")
+        configuration = load_training(config, given)
+        market = load_market(configuration, bars=bars, start=_time("--start", start), end=_time("--end", end))
+
+        from training.dqn.pipeline import train_policy  # noqa: PLC0415 -- torch, after everything was checked
+
+        with _progress() as on_progress:
+            outcome = train_policy(
+                configuration, market, out, on_progress=on_progress, budget_s=budget_seconds, log_dir=tensorboard
+            )
+    if as_json:
+        typer.echo(json.dumps(_result(outcome), indent=2))
+    else:
+        _print(outcome)
+
+
+def _time(option: str, text: str | None) -> Any:
+    """Read an ISO date or time; a plain one is UTC."""
+    from datetime import UTC, datetime  # noqa: PLC0415 -- beside its only use
+
+    if text is None:
+        return None
+    try:
+        value = datetime.fromisoformat(text)
+    except ValueError as error:
+        typer.echo(f"{option} {text!r}: {error}; write 2024-01-01 or 2024-01-01T09:30:00Z", err=True)
+        raise typer.Exit(_WRONG_USAGE) from None
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value
+
+
+@contextmanager
+def _one_screen() -> Iterator[None]:
+    """Turn what may go wrong into one message on stderr and an exit code: 2 for wrong settings, else 1."""
+    from brokers.bars import BarsError  # noqa: PLC0415 -- heavy: paid by these commands alone
+    from brokers.calendar import CalendarError  # noqa: PLC0415 -- as above
+    from brokers.configuration import ConfigurationError  # noqa: PLC0415 -- as above
+    from strategies.bundle import BundleError  # noqa: PLC0415 -- as above
+    from training.errors import TrainingError  # noqa: PLC0415 -- as above
+
+    try:
+        yield
+    except (ConfigurationError, CalendarError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(_WRONG_USAGE) from None
+    except (BarsError, BundleError, TrainingError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(_FAILED) from None
+    except ModuleNotFoundError as error:
+        typer.echo(f"{error}: training needs the extra: pip install 'tandem-trader[train]'", err=True)
+        raise typer.Exit(_FAILED) from None
+
+
+@contextmanager
+def _progress() -> Iterator[OnProgress]:
+    """Show a progress bar on stderr, so that stdout holds the result alone."""
+    from rich.console import Console  # noqa: PLC0415 -- heavy: paid by this command alone
+    from rich.progress import Progress  # noqa: PLC0415 -- as above
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("training", total=None)
+
+        def on_progress(done: int, planned: int) -> None:
+            bar.update(task, completed=done, total=planned)
+
+        yield on_progress
+
+
+def _result(outcome: Outcome) -> dict[str, Any]:
+    trained, bundle = outcome.trained, outcome.bundle
+    return {
+        "bundle": str(bundle.path),
+        "id": bundle.id,
+        "seed": bundle.manifest["seeds"][0],
+        "steps": trained.steps,
+        "updates": trained.updates,
+        "learning_cpu_s": round(trained.cpu_s, 3),
+        "learning_wall_s": round(trained.wall_s, 3),
+        "stopped_by_budget": trained.stopped_by_budget,
+        "metrics": dict(bundle.manifest["metrics"]),
+    }
+
+
+def _print(outcome: Outcome) -> None:
+    from rich.console import Console  # noqa: PLC0415 -- heavy: paid by this command alone
+    from rich.table import Table  # noqa: PLC0415 -- as above
+
+    manifest, trained = outcome.bundle.manifest, outcome.trained
+    validation = manifest["metrics"]["validation"]
+    span = manifest["data"]["validation"]
+    table = Table(title=f"validation: {span['steps']} bars, {span['first_close']} to {span['last_close']}")
+    table.add_column("rule")
+    for name in ("bp per bar", "standard error", "sides per bar", "exposure"):
+        table.add_column(name, justify="right")
+    for name in ("policy", "flat", "buy_and_hold", "random"):
+        one = validation[name]
+        table.add_row(
+            name.replace("_", " "),
+            f"{one['mean_bps']:+.3f}",
+            f"{one['error_bps']:.3f}",
+            f"{one['turnover']:.4f}",
+            f"{one['exposure']:.2f}",
+        )
+    console = Console()
+    console.print(table)
+    edge = manifest["metrics"].get("planted_edge")
+    if edge is not None:
+        console.print(
+            f"planted edge after costs, size impact left out: {edge['visible_net_bps']:.2f} bp per bar by a simple "
+            f"rule, {edge['known_net_bps']:.2f} with the deviation known"
+        )
+    console.print(
+        f"{trained.steps} steps, {trained.updates} updates in {trained.cpu_s:.1f} CPU-s; "
+        f"bundle {outcome.bundle.id} in {outcome.bundle.path}",
+        soft_wrap=True,
+    )

@@ -1,0 +1,164 @@
+"""Bars to bundle: features → market table → split → DQN → ONNX, checked → validation → bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+from numpy.typing import NDArray
+
+from brokers.series import from_ns
+from strategies.bundle import Bundle, data_fingerprint, write_bundle
+from strategies.features import FeatureSpec, compute_frame, default_spec, tutorial_spec
+from strategies.observation import model_inputs
+from strategies.policy import Q_OUTPUTS, Model, greedy_targets
+from training.data import Market
+from training.dqn.export import check_equal, export_onnx
+from training.dqn.reference import OnProgress, Trained, train_dqn
+from training.errors import TrainingError
+from training.market import Float, Int, MarketTable, build_table
+from training.settings import TrainingConfiguration, TrainingSettings
+from training.validation import (
+    Performance,
+    Split,
+    baselines,
+    describe_span,
+    performance,
+    policy_targets,
+    split_in_time,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A written bundle, and what its training cost (not part of it: the same run gives the same bundle)."""
+
+    bundle: Bundle
+    trained: Trained
+
+
+def feature_spec(market: Market, settings: TrainingSettings) -> FeatureSpec:
+    """Return the features that the settings ask for."""
+    if settings.features == "tutorial":
+        return tutorial_spec()
+    return default_spec(market.period, market.signals)
+
+
+def market_table(market: Market, spec: FeatureSpec, configuration: TrainingConfiguration) -> MarketTable:
+    """Compute the features of every symbol and build the table."""
+    features: dict[str, Float] = {
+        symbol: compute_frame(spec, bars, market.calendar) for symbol, bars in market.series.items()
+    }
+    return build_table(
+        market.series, features, configuration.costs.model(), capital_usd=configuration.training.capital_usd
+    )
+
+
+def train_policy(
+    configuration: TrainingConfiguration,
+    market: Market,
+    out: Path,
+    *,
+    on_progress: OnProgress | None = None,
+    budget_s: float | None = None,
+    log_dir: Path | None = None,
+) -> Outcome:
+    """Train one policy and write its bundle.
+
+    Args:
+        configuration: Everything about it.
+        market: Bars; the last `validation_fraction` of them is not trained on.
+        out: The bundle's directory, which must not hold anything yet.
+        on_progress: Called now and then with (steps done, steps planned).
+        budget_s: Wall seconds after which learning stops; the run is then not repeatable.
+        log_dir: Folder for TensorBoard event files.
+
+    Raises:
+        TrainingError: Too few bars, or an export that does not equal the network.
+        BundleError: The bundle cannot be written.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise TrainingError(f"{out} holds something already: name a directory that is not there yet")
+    settings = configuration.training
+    spec = feature_spec(market, settings)
+    table = market_table(market, spec, configuration)
+    split = split_in_time(table, validation_fraction=settings.validation_fraction, memory_bars=spec.memory_bars)
+    trained = train_dqn(split.train, settings, on_progress=on_progress, budget_s=budget_s, log_dir=log_dir)
+    policy = export_onnx(trained.network, len(spec.names))
+    difference = check_equal(
+        trained.network, policy, spec, table.features_TF[split.train.start_rows], seed=settings.seed
+    )
+    bundle = write_bundle(
+        out,
+        policy=policy,
+        feature_spec=spec,
+        data={
+            "feed": settings.data_feed,
+            "fingerprint": data_fingerprint(market.series),
+            "source": market.source,
+            "symbols": list(market.series),
+            "period_s": market.period.total_seconds(),
+            "calendar": market.calendar.id,
+            "train": describe_span(split.train),
+            "validation": describe_span(split.validation),
+            "purged_bars": spec.memory_bars,
+            "split_at": from_ns(split.boundary_ns).isoformat(),
+        },
+        training={
+            "algorithm": "stable-baselines3 DQN",
+            "costs": configuration.costs.model_dump(mode="json"),
+            **settings.model_dump(mode="json"),
+            "reward_scale": trained.reward_scale,
+            "steps": trained.steps,
+            "updates": trained.updates,
+            "stopped_by_budget": trained.stopped_by_budget,
+        },
+        seeds=[settings.seed],
+        code_version=version("tandem-trader"),
+        metrics={
+            **measure(policy, spec, split, settings),
+            **_captured(market, configuration),
+            "onnx_difference": difference,
+        },
+        targets=sorted(trained.network.targets),
+        weights=safetensors.torch.save(trained.weights),
+    )
+    return Outcome(bundle, trained)
+
+
+def measure(policy: bytes, spec: FeatureSpec, split: Split, settings: TrainingSettings) -> dict[str, Any]:
+    """Return the exported policy's performance on both sides of the split, and the baselines' on validation.
+
+    The validation bars chose nothing: not the weights, not the hyperparameters.
+    """
+    targets = (-1, 0, 1) if settings.shorts else (0, 1)
+    model = Model(policy, spec, targets)
+
+    def greedy(features_BF: NDArray[Any], position_B: Int) -> Int:
+        answer = model.run(model_inputs(features_BF, position_B))
+        q_BT = np.stack([answer[Q_OUTPUTS[target]] for target in targets], axis=1)
+        return greedy_targets(q_BT, targets, position_B).astype(np.int64)
+
+    def of_policy(table: MarketTable) -> Performance:
+        return performance(table, policy_targets(table, greedy, shorts=settings.shorts))
+
+    others = baselines(split.validation, shorts=settings.shorts, seed=settings.seed)
+    return {
+        "unit": "after-cost log return per bar at unit exposure, basis points; error: standard error by blocks",
+        "validation": {
+            "policy": asdict(of_policy(split.validation)),
+            **{name: asdict(one) for name, one in others.items()},
+        },
+        "train": {"policy": asdict(of_policy(split.train))},
+    }
+
+
+def _captured(market: Market, configuration: TrainingConfiguration) -> Mapping[str, Any]:
+    """Return what the synthetic market's planted edge is worth, beside which the policy's mean can be put."""
+    edge = market.edge(configuration)
+    return {} if edge is None else {"planted_edge": asdict(edge)}
