@@ -173,7 +173,8 @@ def range_(*, positions: Sequence[int], widths: Sequence[int], unit: int) -> Ite
 
 def overnight(*, window: int, unit: int) -> Iterator[Feature]:
     """Yield what happened while the venue was shut, and since it opened."""
-    yield sigmas("overnight.gap", lambda v: v.since_session("overnight") / v.sigma(unit))
+    # against the volatility of one short bar a night is huge: the inverse hyperbolic sine keeps it in range
+    yield sigmas("overnight.gap", lambda v: np.arcsinh(v.since_session("overnight") / v.sigma(unit)))
     yield sigmas(
         "overnight.session",
         lambda v: v.since_session("session_ret") / (v.sigma(unit) * np.sqrt(v.since_session("one"))),

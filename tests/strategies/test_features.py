@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from datetime import timedelta
 
@@ -155,11 +156,29 @@ def test_on_recorded_stocks_no_feature_of_any_bar_changes_when_later_bars_come(s
         np.testing.assert_array_equal(compute_frame(spec, rescaled, nyse()), whole[:cut])
 
 
+@pytest.mark.parametrize("spec", [default_spec(HOUR), tutorial_spec()], ids=["default", "tutorial"])
+def test_on_recorded_stocks_each_bars_row_is_the_one_known_at_its_close(spec: FeatureSpec) -> None:
+    series = recorded("us_equity_1h.parquet", HOUR, nyse())["AAPL"]
+    begin = int(np.flatnonzero(np.diff(series.adj_factor))[1]) - 100
+    assert begin > spec.memory_bars
+    whole = compute_frame(spec, series, nyse())
+    for bar in range(begin, begin + 250):
+        known = series.slice(bar + 1 - spec.memory_bars, bar + 1)
+        np.testing.assert_array_equal(compute_frame(spec, known, nyse())[-1], whole[bar])
+
+
 @given(seed=st.integers(0, 10_000), factor=st.sampled_from([1e-4, 0.37, 3.0, 7.7e5]))
 @settings(max_examples=20, deadline=None)
 def test_prices_times_a_constant_give_the_same_features(seed: int, factor: float) -> None:
     series = random_series(seed, 200)
     ours, theirs = warm_rows(small_spec(), series), warm_rows(small_spec(), priced(series, factor))
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9)
+
+
+def test_prices_times_a_constant_give_the_same_default_features_over_sessions() -> None:
+    series = random_series(21, 1_500, venue=nyse(), period=HOUR)
+    spec = default_spec(HOUR)
+    ours, theirs = warm_rows(spec, series, nyse()), warm_rows(spec, priced(series, 0.013), nyse())
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9)
 
 
@@ -260,7 +279,7 @@ def test_the_session_return_counts_from_the_session_open() -> None:
     sigma = np.sqrt(np.mean(np.diff(price)[-64:] ** 2) + 1e-12)
     opened = np.log(series.open[first] * series.adj_factor[first])
     gap, since_open, _ = warm_rows(spec, series, nyse())[-1]
-    assert gap == pytest.approx((opened - price[first - 1]) / sigma, abs=1e-7)
+    assert np.sinh(gap) == pytest.approx((opened - price[first - 1]) / sigma, abs=1e-7)
     assert since_open == pytest.approx((price[-1] - opened) / sigma / np.sqrt(len(series) - first), abs=1e-7)
 
 
@@ -350,3 +369,17 @@ def test_bars_of_another_period_than_the_spec_are_refused() -> None:
 def test_state_of_a_hundred_symbols_stays_small() -> None:
     live = IncrementalFeatures(default_spec(FIVE_MINUTES), [str(n) for n in range(100)], ALWAYS, FIVE_MINUTES)
     assert live.nbytes < 15e6
+
+
+def test_a_thousand_symbols_are_served_well_within_a_bar() -> None:
+    names = [f"S{number}" for number in range(1_000)]
+    spec = default_spec(FIVE_MINUTES)
+    series = random_series(2, spec.memory_bars + 3)
+    live = IncrementalFeatures(spec, names, ALWAYS, FIVE_MINUTES)
+    for place in range(3):
+        bars = [replace(series.bar(place), symbol=name) for name in names]
+        begin = time.process_time()
+        live.append_many(bars)
+        live.latest(names)
+        spent_s = time.process_time() - begin
+    assert spent_s < 0.08

@@ -1,0 +1,339 @@
+"""Equity and executions become metrics: what was earned, at what risk, how much was traded and what it cost.
+
+Annual figures use the bars per year that the equity curve really has, so sessions, holidays and gaps count as
+they are. A metric that the data does not define (a Sharpe ratio without volatility, a win rate without closed
+trades) is None, never zero.
+
+Axes: T closes, N executions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from brokers.costs import is_split, split_ratio
+from brokers.series import BarSeries, Int
+from strategies.features.columns import Float
+
+YEAR_NS = 365.25 * 86_400e9
+_DUST = 1e-9
+"""A position smaller than this share of what was traded in it is closed."""
+
+
+class PerformanceError(ValueError):
+    """An equity curve or executions from which nothing can be measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Executions:
+    """Executions as columns, oldest first.
+
+    Args:
+        symbol: N names.
+        signed_qty: Units, positive for buys.
+        price: Quote currency per unit.
+        fee: Quote currency, >= 0.
+        at_ns: Times, ns since the epoch.
+    """
+
+    symbol: Sequence[str]
+    signed_qty: Float
+    price: Float
+    fee: Float
+    at_ns: Int
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Held quantity of a symbol is multiplied by `ratio` at a time (ns since the epoch)."""
+
+    symbol: str
+    at_ns: int
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTrip:
+    """A position from flat to flat: its profit after fees, quote currency, and when it began and ended."""
+
+    symbol: str
+    profit: float
+    opened_ns: int
+    closed_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Performance:
+    """What a run achieved. Fractions unless named otherwise; annual where marked; None where undefined.
+
+    Args:
+        closes: Equity points.
+        years: From the first to the last of them.
+        closes_per_year: Actual closes per year.
+        total_return: Last equity over first, minus 1.
+        cagr: Compound annual growth rate.
+        volatility: Annual standard deviation of returns per close.
+        sharpe: Annual Sharpe ratio, interest rate zero.
+        sharpe_se: Its standard error, with skewness and kurtosis (Mertens 2002; Lo 2002).
+        sortino: Annual mean over downside deviation.
+        max_drawdown: Largest fall from a peak, >= 0.
+        max_drawdown_closes: Longest stretch below a peak, in closes, also if it has not ended.
+        max_drawdown_days: The same in days.
+        exposure: Mean gross position value over equity; None where it was not recorded.
+        time_in_market: Share of closes with a position; None where it was not recorded.
+        turnover: Traded value per year over mean equity, both sides counted.
+        executions: Number of them.
+        round_trips: Positions opened and closed.
+        win_rate: Share of round trips with a profit after fees.
+        profit_factor: Sum of profits over sum of losses.
+        mean_trip_days: Mean duration of a round trip.
+        fees: Quote currency.
+        fees_bps: Fees over traded value, basis points.
+    """
+
+    closes: int
+    years: float
+    closes_per_year: float
+    total_return: float
+    cagr: float | None
+    volatility: float
+    sharpe: float | None
+    sharpe_se: float | None
+    sortino: float | None
+    max_drawdown: float
+    max_drawdown_closes: int
+    max_drawdown_days: float
+    exposure: float | None
+    time_in_market: float | None
+    turnover: float
+    executions: int
+    round_trips: int
+    win_rate: float | None
+    profit_factor: float | None
+    mean_trip_days: float | None
+    fees: float
+    fees_bps: float | None
+
+
+class _Column(Protocol):
+    def to_list(self) -> list[Any]: ...
+
+    def to_numpy(self) -> NDArray[Any]: ...
+
+
+class Frame(Protocol):
+    """A table with named columns, as Polars and pandas give."""
+
+    def __getitem__(self, name: str, /) -> _Column: ...
+
+
+def performance(equity: Frame, trades: Frame, *, splits: Sequence[Split] = ()) -> Performance:
+    """Measure a run from its tables.
+
+    Args:
+        equity: `close_time`, `equity`, `gross_exposure` (position value over equity), one row a close.
+        trades: `symbol`, `side` (buy, sell), `qty`, `price`, `fee`, `filled_at`, one row an execution.
+        splits: Splits of the traded symbols (`splits_of`); without them a held split looks like a trade.
+
+    Raises:
+        PerformanceError: See `measure`.
+    """
+    sign_N = np.array([1.0 if str(side) == "buy" else -1.0 for side in trades["side"].to_list()])
+    executions = Executions(
+        symbol=[str(symbol) for symbol in trades["symbol"].to_list()],
+        signed_qty=sign_N * _floats(trades["qty"]),
+        price=_floats(trades["price"]),
+        fee=_floats(trades["fee"]),
+        at_ns=_times(trades["filled_at"]),
+    )
+    exposure_T = _floats(equity["gross_exposure"])
+    return measure(
+        _floats(equity["equity"]), _times(equity["close_time"]), executions, exposure_T=exposure_T, splits=splits
+    )
+
+
+def measure(
+    equity_T: Float,
+    close_ns_T: Int,
+    executions: Executions,
+    *,
+    exposure_T: Float | None = None,
+    splits: Sequence[Split] = (),
+) -> Performance:
+    """Measure an equity curve and the executions behind it.
+
+    Raises:
+        PerformanceError: Fewer than two closes, times that do not increase, or equity that is not positive.
+    """
+    if len(equity_T) < 2 or len(equity_T) != len(close_ns_T):
+        raise PerformanceError(f"{len(equity_T)} equity points at {len(close_ns_T)} times: at least two are needed")
+    if not (np.diff(close_ns_T) > 0).all():
+        raise PerformanceError("times of the equity curve do not increase: sort it, one row a close")
+    if not (np.isfinite(equity_T) & (equity_T > 0.0)).all():
+        raise PerformanceError("equity is not positive and finite throughout: returns are not defined")
+    years = float(close_ns_T[-1] - close_ns_T[0]) / YEAR_NS
+    per_year = (len(equity_T) - 1) / years
+    returns_T = equity_T[1:] / equity_T[:-1] - 1.0
+    depth, longest, longest_ns = drawdowns(equity_T, close_ns_T)
+    traded = float(np.sum(np.abs(executions.signed_qty) * executions.price))
+    fees = float(np.sum(executions.fee))
+    trips = round_trips(executions, splits)
+    gains = math.fsum(trip.profit for trip in trips if trip.profit > 0.0)
+    losses = -math.fsum(trip.profit for trip in trips if trip.profit < 0.0)
+    sharpe, sharpe_se = sharpe_ratio(returns_T, per_year)
+    growth = float(equity_T[-1] / equity_T[0])
+    return Performance(
+        closes=len(equity_T),
+        years=years,
+        closes_per_year=per_year,
+        total_return=growth - 1.0,
+        cagr=_cagr(growth, years),
+        volatility=float(np.std(returns_T, ddof=1)) * math.sqrt(per_year) if len(returns_T) > 1 else 0.0,
+        sharpe=sharpe,
+        sharpe_se=sharpe_se,
+        sortino=sortino_ratio(returns_T, per_year),
+        max_drawdown=depth,
+        max_drawdown_closes=longest,
+        max_drawdown_days=longest_ns / 86_400e9,
+        exposure=None if exposure_T is None else float(np.mean(exposure_T)),
+        time_in_market=None if exposure_T is None else float(np.mean(exposure_T > 0.0)),
+        turnover=traded / float(np.mean(equity_T)) / years,
+        executions=len(executions.symbol),
+        round_trips=len(trips),
+        win_rate=sum(trip.profit > 0.0 for trip in trips) / len(trips) if trips else None,
+        profit_factor=gains / losses if losses > 0.0 else None,
+        mean_trip_days=(
+            math.fsum(trip.closed_ns - trip.opened_ns for trip in trips) / len(trips) / 86_400e9 if trips else None
+        ),
+        fees=fees,
+        fees_bps=fees / traded * 1e4 if traded > 0.0 else None,
+    )
+
+
+def sharpe_ratio(returns_T: Float, per_year: float) -> tuple[float | None, float | None]:
+    """Return the annual Sharpe ratio of returns per close, and its standard error.
+
+    The variance of the ratio per close is (1 - g3 SR + (g4 - 1) / 4 SR^2) / (T - 1), with g3 the skewness and
+    g4 the kurtosis (3 for normal returns).
+    """
+    count = len(returns_T)
+    spread = float(np.std(returns_T, ddof=1)) if count > 1 else 0.0
+    if spread <= 1e-15:
+        return None, None
+    mean = float(np.mean(returns_T))
+    ratio = mean / spread
+    z_T = (returns_T - mean) / float(np.std(returns_T))
+    skewness, kurtosis = float(np.mean(z_T**3)), float(np.mean(z_T**4))
+    variance = (1.0 - skewness * ratio + (kurtosis - 1.0) / 4.0 * ratio * ratio) / (count - 1)
+    return ratio * math.sqrt(per_year), math.sqrt(max(variance, 0.0) * per_year)
+
+
+def sortino_ratio(returns_T: Float, per_year: float) -> float | None:
+    """Return the annual mean return over the downside deviation (root mean square of losses over all closes)."""
+    downside = math.sqrt(float(np.mean(np.minimum(returns_T, 0.0) ** 2)))
+    return float(np.mean(returns_T)) / downside * math.sqrt(per_year) if downside > 1e-15 else None
+
+
+def drawdowns(equity_T: Float, close_ns_T: Int) -> tuple[float, int, int]:
+    """Return the deepest fall from a peak, and the longest stretch from a peak to its recovery: closes and ns.
+
+    A stretch that has not ended counts up to the last close.
+    """
+    peak_T = np.maximum.accumulate(equity_T)
+    depth = float(np.max(1.0 - equity_T / peak_T))
+    under_T = equity_T < peak_T
+    index_T = np.arange(len(equity_T))
+    last_peak_T = np.maximum.accumulate(np.where(under_T, 0, index_T))
+    # a stretch ends at the close that recovers; the last one may not have
+    begins_T = np.concatenate(([0], last_peak_T[:-1]))
+    recovered_T = np.concatenate(([False], under_T[:-1])) & ~under_T
+    stretch_T = np.where(under_T, index_T - last_peak_T, np.where(recovered_T, index_T - begins_T, 0))
+    end = int(np.argmax(stretch_T))
+    longest = int(stretch_T[end])
+    longest_ns = max(
+        (int(close_ns_T[t] - close_ns_T[t - stretch_T[t]]) for t in np.flatnonzero(stretch_T).tolist()), default=0
+    )
+    return depth, longest, longest_ns
+
+
+def round_trips(executions: Executions, splits: Sequence[Split] = ()) -> list[RoundTrip]:
+    """Return every position that was opened and closed, in order of closing.
+
+    An execution that turns a position closes one trip and opens the next, its fee shared by quantity. Profit is
+    what the executions brought in cash, so a split in between changes nothing of it; dividends are not in it.
+    """
+    events: list[tuple[int, int, int]] = [(int(at), 1, n) for n, at in enumerate(executions.at_ns)]
+    events += [(split.at_ns, 0, n) for n, split in enumerate(splits)]
+    open_trips: dict[str, _OpenTrip] = {}
+    closed: list[RoundTrip] = []
+    # a split at the time of an execution comes first: it belongs to the bar's open
+    for at_ns, kind, n in sorted(events):
+        if kind == 0:
+            trip = open_trips.get(splits[n].symbol)
+            if trip is not None:
+                trip.qty *= splits[n].ratio
+                trip.largest *= splits[n].ratio
+            continue
+        symbol = executions.symbol[n]
+        qty, price, fee = float(executions.signed_qty[n]), float(executions.price[n]), float(executions.fee[n])
+        trip = open_trips.get(symbol)
+        if trip is not None and trip.qty * qty < 0.0:
+            part = min(1.0, abs(trip.qty / qty))
+            if 1.0 - part < _DUST:
+                part = 1.0
+            trip.add(part * qty, price, part * fee)
+            qty, fee = qty - part * qty, fee - part * fee
+            if abs(trip.qty) <= _DUST * trip.largest:
+                closed.append(RoundTrip(symbol, trip.cash, trip.opened_ns, at_ns))
+                del open_trips[symbol]
+        if qty != 0.0:
+            open_trips.setdefault(symbol, _OpenTrip(at_ns)).add(qty, price, fee)
+    return closed
+
+
+def splits_of(series: Mapping[str, BarSeries]) -> list[Split]:
+    """Return the splits that `adj_factor` of some symbols tells of, at the opens of their bars."""
+    found = []
+    for symbol, one in series.items():
+        ratio_T = one.adj_factor[1:] / one.adj_factor[:-1]
+        found += [
+            Split(symbol, int(one.open_ns[t + 1]), float(split_ratio(float(ratio_T[t]))))
+            for t in np.flatnonzero(ratio_T != 1.0).tolist()
+            if is_split(float(ratio_T[t]))
+        ]
+    return found
+
+
+@dataclass(slots=True)
+class _OpenTrip:
+    """A position that is open: signed units, largest size so far, and cash that its executions brought."""
+
+    opened_ns: int
+    qty: float = 0.0
+    largest: float = 0.0
+    cash: float = 0.0
+
+    def add(self, qty: float, price: float, fee: float) -> None:
+        self.qty += qty
+        self.largest = max(self.largest, abs(self.qty))
+        self.cash -= qty * price + fee
+
+
+def _cagr(growth: float, years: float) -> float | None:
+    """Return compound annual growth; None where the year's figure exceeds any number (hours of data)."""
+    exponent = math.log(growth) / years
+    return math.expm1(exponent) if exponent < 700.0 else None
+
+
+def _floats(column: _Column) -> Float:
+    return np.array([float(value) for value in column.to_list()], dtype=np.float64)
+
+
+def _times(column: _Column) -> Int:
+    return np.asarray(column.to_numpy()).astype("datetime64[ns]").astype(np.int64)
