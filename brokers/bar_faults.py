@@ -69,7 +69,7 @@ def find_faults(columns: Mapping[str, Mapping[str, NDArray[Any]]], signals: Sequ
         ("a price is not a finite number", f"drop the row, or {IMPORT} from a complete source", _not_finite(PRICES)),
         ("volume is not a finite number", "write 0 where nothing traded", _not_finite(("volume",))),
         (
-            "a signal is NaN or infinite",
+            "a signal is not a finite number",
             "fill it with a value known at that bar, or drop the column",
             _not_finite(signals),
         ),
@@ -135,12 +135,10 @@ def _any_of(
 
 
 def _inconsistent(bars: Mapping[str, NDArray[Any]]) -> _Test:
-    slack = 1.0 + ROUNDING
-    top = np.maximum(bars["open"], bars["close"])
-    bottom = np.minimum(bars["open"], bars["close"])
-    bad: NDArray[np.bool_] = (
-        (bars["high"] < bars["low"]) | (top > bars["high"] * slack) | (bottom * slack < bars["low"])
-    )
+    high, low = bars["high"], bars["low"]
+    above = np.maximum(bars["open"], bars["close"]) > high + ROUNDING * np.abs(high)
+    below = np.minimum(bars["open"], bars["close"]) < low - ROUNDING * np.abs(low)
+    bad: NDArray[np.bool_] = (high < low) | above | below
     return bad, ""
 
 

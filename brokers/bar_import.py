@@ -28,7 +28,7 @@ from brokers.bars import (
 )
 from brokers.calendar import TradingCalendar, period_to_ns
 from brokers.costs import SPLIT_RATIO
-from brokers.files import atomic_write
+from brokers.files import write_parquet
 from brokers.series import BarSeries, Int
 
 Columns = Mapping[str, NDArray[Any]]
@@ -270,5 +270,4 @@ def _write(columns: Mapping[str, Columns], target: Path) -> None:
         named = sorted(further, key=lambda name: (not is_reserved(name), name))
         rest = {name: further[name] for name in named}
         frames.append(pl.DataFrame({"timestamp": stamp, **fixed, "symbol": pl.Series([symbol] * len(stamp)), **rest}))
-    with atomic_write(target) as file:
-        pl.concat(frames, how="diagonal").write_parquet(file, compression="zstd")
+    write_parquet(pl.concat(frames, how="diagonal"), target)

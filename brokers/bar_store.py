@@ -24,7 +24,7 @@ import numpy as np
 from brokers.bars import is_reserved, period_text
 from brokers.calendar import TradingCalendar, period_to_ns
 from brokers.domain import Bar, utc
-from brokers.files import atomic_write, sync_folder
+from brokers.files import atomic_write, sync_folder, write_parquet
 from brokers.series import BarSeries, from_ns, to_ns
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class BarStore:
                 merged, new, better = _merge(_read(path) if path.exists() else None, part)
                 added, revised, total = added + new, revised + better, total + len(part)
                 if new or better:
-                    _save(merged, path)
+                    write_parquet(merged, path)
         self._rebuild_tail(period, known, changed=frames.keys())
         marker.unlink()
         sync_folder(marker.parent)
@@ -214,7 +214,7 @@ class BarStore:
             for symbol in self.symbols(period)
         ]
         whole = pl.concat(parts, how="diagonal")
-        _save(whole, self._folder(period) / "tail.parquet", rows_per_group=self.tail_bars)
+        write_parquet(whole, self._folder(period) / "tail.parquet", rows_per_group=self.tail_bars)
 
     def _tail(self, period: timedelta, symbols: Sequence[str]) -> dict[str, pl.DataFrame]:
         """Return the tail's rows by symbol; nothing where there is no tail to be trusted."""
@@ -372,8 +372,3 @@ def _read(path: Path) -> pl.DataFrame:
     except pl.exceptions.PolarsError as error:
         msg = f"{path} cannot be read ({str(error).splitlines()[0]}): move it away and fetch its bars again"
         raise BarStoreError(msg) from error
-
-
-def _save(frame: pl.DataFrame, path: Path, rows_per_group: int | None = None) -> None:
-    with atomic_write(path) as file:
-        frame.write_parquet(file, compression="zstd", row_group_size=rows_per_group)

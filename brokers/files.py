@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 @contextmanager
@@ -30,9 +34,22 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         temporary.chmod(0o644)
         temporary.replace(path)
         sync_folder(path.parent)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a failed write does not know what it was for
         raise
+
+
+def write_parquet(frame: pl.DataFrame, path: Path, *, rows_per_group: int | None = None) -> None:
+    """Write a frame as Parquet (zstd), whole or not at all.
+
+    It is encoded in memory first: an error of the disk is then an `OSError`, not one of the encoder.
+    """
+    encoded = io.BytesIO()
+    frame.write_parquet(encoded, compression="zstd", row_group_size=rows_per_group)
+    with atomic_write(path) as file:
+        file.write(encoded.getbuffer())
 
 
 def sync_folder(folder: Path) -> None:
