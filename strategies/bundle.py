@@ -79,12 +79,12 @@ class Bundle:
         return str(self.manifest["data"]["feed"])
 
     @classmethod
-    def load(cls, path: Path | str, *, feed: str | None = None, feature_spec: FeatureSpec | None = None) -> Bundle:
+    def load(cls, path: Path | str, *, data_feed: str | None = None, feature_spec: FeatureSpec | None = None) -> Bundle:
         """Read a bundle and verify every hash.
 
         Args:
             path: Its directory.
-            feed: The feed that will serve bars; None where it does not matter (listing, evaluation).
+            data_feed: The feed that will serve bars; None where it does not matter (listing, evaluation).
             feature_spec: The features that will be computed; None to take the bundle's.
 
         Raises:
@@ -117,10 +117,10 @@ class Bundle:
                 f"bundle {path} reads feature spec {spec.hash[:12]}, the configured one is {feature_spec.hash[:12]}: "
                 "configure the bundle's features, or train a policy on these"
             )
-        if feed is not None and feed != made_on:
+        if data_feed is not None and data_feed != made_on:
             raise BundleError(
-                f"bundle {path} was trained on feed {made_on!r}, bars come from {feed!r}: prices and volumes differ "
-                f"between feeds; train on {feed!r}, or configure {made_on!r}"
+                f"bundle {path} was trained on feed {made_on!r}, bars come from {data_feed!r}: prices and volumes differ "
+                f"between feeds; train on {data_feed!r}, or configure {made_on!r}"
             )
         return cls(path=path, id=recorded_id, feature_spec=spec, targets=targets, manifest=manifest)
 
@@ -250,7 +250,7 @@ class Registry:
         """Return the names of all slots."""
         return tuple(sorted(path.stem for path in (self.root / "slots").glob("*.json")))
 
-    def show(self, policy_id: str, *, feed: str | None = None, feature_spec: FeatureSpec | None = None) -> Bundle:
+    def show(self, policy_id: str, *, data_feed: str | None = None, feature_spec: FeatureSpec | None = None) -> Bundle:
         """Load and verify a bundle by its id.
 
         Raises:
@@ -260,7 +260,7 @@ class Registry:
             raise BundleError(
                 f"no policy {policy_id!r} in {self.root}: there are {', '.join(self.policies()) or 'none'}"
             )
-        bundle = Bundle.load(self.root / "policy" / policy_id, feed=feed, feature_spec=feature_spec)
+        bundle = Bundle.load(self.root / "policy" / policy_id, data_feed=data_feed, feature_spec=feature_spec)
         if bundle.id != policy_id:
             raise BundleError(f"{bundle.path} holds bundle {bundle.id}: put it under its own id")
         return bundle
@@ -298,6 +298,14 @@ class Registry:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise BundleError(f"slot file {path} cannot be read ({error!r}): promote a policy again") from error
+
+    def load_slot(self, name: str, *, data_feed: str | None = None, feature_spec: FeatureSpec | None = None) -> Bundle:
+        """Load and verify the bundle that a slot names.
+
+        Raises:
+            BundleError: No such slot, or its bundle is refused.
+        """
+        return self.show(self.slot(name).policy, data_feed=data_feed, feature_spec=feature_spec)
 
     def promote(
         self,

@@ -152,10 +152,11 @@ class IncrementalFeatures:
     def latest(self, symbols: Sequence[str]) -> Float:
         """Return the features of each symbol's last bar, (S, F); a symbol not warm yet has a row of NaN."""
         index_S = self._places(symbols)
-        out_SF = np.empty((len(index_S), len(self.spec.names)))
-        for column, values in enumerate(self.spec.row(SymbolsView(self, index_S))):
-            out_SF[:, column] = values
-        out_SF[self._bars_S[index_S] < self.spec.memory_bars] = np.nan
+        out_SF = np.full((len(index_S), len(self.spec.names)), np.nan)
+        warm_S = self._bars_S[index_S] >= self.spec.memory_bars
+        if warm_S.any():
+            for column, values in enumerate(self.spec.row(SymbolsView(self, index_S[warm_S]))):
+                out_SF[warm_S, column] = values
         return out_SF
 
     def volatility(self, symbols: Sequence[str]) -> Float:

@@ -19,7 +19,7 @@ NOW = datetime(2024, 3, 1, tzinfo=UTC)
 
 def test_a_written_bundle_loads_with_all_that_was_said_about_it(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "b", weights=b"tensors", metrics={"sharpe": [0.1, 0.2, 0.3]}, seeds=[3, 4])
-    again = Bundle.load(tmp_path / "b", feed="recorded", feature_spec=SPEC)
+    again = Bundle.load(tmp_path / "b", data_feed="recorded", feature_spec=SPEC)
     assert again.manifest == bundle.manifest
     assert (again.feature_spec, again.targets, again.data_feed) == (SPEC, (0, 1), "recorded")
     assert again.manifest["metrics"] == {"sharpe": [0.1, 0.2, 0.3]}
@@ -74,7 +74,7 @@ def test_other_features_refuse_to_load(tmp_path: Path) -> None:
 def test_another_feed_refuses_to_load(tmp_path: Path) -> None:
     make_bundle(tmp_path / "b")
     with pytest.raises(BundleError, match="trained on feed 'recorded', bars come from 'iex'"):
-        Bundle.load(tmp_path / "b", feed="iex")
+        Bundle.load(tmp_path / "b", data_feed="iex")
 
 
 def test_a_file_name_that_leaves_the_directory_is_refused(tmp_path: Path) -> None:
@@ -145,6 +145,7 @@ def test_promotion_is_remembered_and_can_be_rolled_back(registry: Registry, poli
     registry.promote("equities", policies[1], at=NOW + timedelta(days=1), reason="better", fusion={"llm_weight": 0.1})
     back = registry.rollback("equities", at=NOW + timedelta(days=2))
     assert registry.slot("equities") == back
+    assert registry.load_slot("equities", data_feed="recorded").id == policies[0]
     assert (back.policy, back.fusion, back.reason) == (policies[0], None, "rollback")
     assert [entry["reason"] for entry in back.history] == ["first", "better"]
 

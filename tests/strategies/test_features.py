@@ -120,6 +120,17 @@ def test_warming_with_too_few_bars_goes_on_where_it_stopped(known: int, seed: in
     np.testing.assert_array_equal(live.latest(["X"])[0], warm_rows(spec, series)[-1])
 
 
+def test_a_symbol_without_bars_has_a_row_of_nan_beside_warm_ones() -> None:
+    spec = default_spec(FIVE_MINUTES)
+    series = random_series(3, spec.memory_bars)
+    live = IncrementalFeatures(spec, ["cold", "X"], ALWAYS, FIVE_MINUTES)
+    live.warm(series)
+    cold, warm = live.latest(["cold", "X"])
+    assert np.isnan(cold).all()
+    assert np.isnan(live.volatility(["cold"])).all()
+    np.testing.assert_array_equal(warm, warm_rows(spec, series)[-1])
+
+
 def test_symbols_that_miss_bars_do_not_disturb_the_others() -> None:
     spec = small_spec()
     names = ["A", "B", "C"]
