@@ -13,10 +13,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +25,7 @@ import numpy as np
 
 from brokers.domain import utc
 from brokers.series import BarSeries
+from strategies.durable import write_directory, write_file
 from strategies.features import FeatureError, FeatureSpec
 
 FORMAT = 1
@@ -119,8 +117,8 @@ class Bundle:
             )
         if data_feed is not None and data_feed != made_on:
             raise BundleError(
-                f"bundle {path} was trained on feed {made_on!r}, bars come from {data_feed!r}: prices and volumes differ "
-                f"between feeds; train on {data_feed!r}, or configure {made_on!r}"
+                f"bundle {path} was trained on feed {made_on!r}, bars come from {data_feed!r}: prices and volumes "
+                f"differ between feeds; train on {data_feed!r}, or configure {made_on!r}"
             )
         return cls(path=path, id=recorded_id, feature_spec=spec, targets=targets, manifest=manifest)
 
@@ -186,7 +184,7 @@ def write_bundle(
         if present.id != manifest["id"]:
             raise BundleError(f"{directory} holds bundle {present.id} already: choose another directory")
         return present
-    _write_directory(directory, contents)
+    write_directory(directory, contents)
     return Bundle.load(directory)
 
 
@@ -270,7 +268,7 @@ class Registry:
         if bundle.id not in self.policies():
             names = [*bundle.manifest["files"], MANIFEST_FILE]
             contents = {name: (bundle.path / name).read_bytes() for name in names}
-            _write_directory(self.root / "policy" / bundle.id, contents)
+            write_directory(self.root / "policy" / bundle.id, contents)
         return self.show(bundle.id)
 
     def slot(self, name: str) -> Slot:
@@ -330,7 +328,7 @@ class Registry:
                 before = self.slot(name)
                 history = (*before.history, _entry(before))[-HISTORY_MAX:]
             slot = Slot(name=name, policy=policy_id, llm=llm, fusion=fusion, at=utc(at), reason=reason, history=history)
-            _write_file(path, _dump({"slot": name, **_entry(slot), "history": list(history)}))
+            write_file(path, _dump({"slot": name, **_entry(slot), "history": list(history)}))
         return slot
 
     def rollback(self, name: str, *, at: datetime, reason: str = "rollback") -> Slot:
@@ -410,43 +408,3 @@ def _content_id(manifest: Mapping[str, Any]) -> str:
 
 def _dump(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
-
-
-def _write_directory(directory: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files into a directory that appears complete or not at all, also after a crash."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        temporary.chmod(0o755)
-        for name, content in contents.items():
-            _write_synced(temporary / name, content)
-        _sync_directory(temporary)
-        temporary.rename(directory)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _sync_directory(directory.parent)
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    """Replace a file by another, at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    _write_synced(temporary, content)
-    temporary.replace(path)
-    _sync_directory(path.parent)
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
