@@ -188,11 +188,13 @@ class BarStore:
         known = self._tail(period, self.symbols(period))
         marker = self._folder(period) / "tail.dirty"
         marker.parent.mkdir(parents=True, exist_ok=True)
+        _remove_remains(marker.parent)
         with atomic_write(marker):
             pass
         added = revised = total = 0
         for symbol, frame in frames.items():
             folders[symbol].mkdir(parents=True, exist_ok=True)
+            _remove_remains(folders[symbol])
             for month, part in _by_month(frame):
                 path = folders[symbol] / f"{month}.parquet"
                 merged, new, better = _merge(_read(path) if path.exists() else None, part)
@@ -252,6 +254,12 @@ class BarStore:
         if start is not None:
             frame = frame.filter(pl.col("timestamp") >= utc(start))
         return frame if end is None else frame.filter(pl.col("timestamp") < utc(end))
+
+
+def _remove_remains(folder: Path) -> None:
+    """Remove what a killed write left beside its place: this process is the only writer."""
+    for remains in folder.glob(".*.tmp"):
+        remains.unlink()
 
 
 def _merge(stored: pl.DataFrame | None, new: pl.DataFrame) -> tuple[pl.DataFrame, int, int]:

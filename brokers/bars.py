@@ -147,7 +147,8 @@ def read_columns(
     name = pl.col("symbol").cast(pl.String) if "symbol" in schema else pl.lit(symbol or source.stem).alias("symbol")
     start_ns, naive = _start_ns(schema["timestamp"], timezone)
     columns = [pl.col(n).cast(pl.Float64, strict=False) for n in (*PRICES, "volume", *numeric)]
-    chosen = lazy.select(name, pl.col("timestamp").cast(pl.String).alias("_text"), start_ns.alias("start_ns"), *columns)
+    text = pl.col("timestamp") if schema["timestamp"] == pl.String else pl.lit(None, dtype=pl.String)
+    chosen = lazy.select(name, text.alias("_text"), start_ns.alias("start_ns"), *columns)
     if symbols is not None:
         chosen = chosen.filter(pl.col("symbol").is_in(list(symbols)))
     if start is not None:
@@ -335,7 +336,8 @@ def _timestamp_faults(frame: pl.DataFrame, *, naive: pl.Expr) -> list[Fault]:
     if len(unaware):
         remedy = "write them in UTC with a zone (2024-01-31T14:30:00Z), or `tandem data import --timezone ZONE`"
         row = unaware.row(0, named=True)
-        fault = Fault("timestamps have no time zone", row["symbol"], row["_text"], "naive", len(unaware), remedy)
+        text = row["_text"] or rfc3339(row["start_ns"]).removesuffix("Z")
+        fault = Fault("timestamps have no time zone", row["symbol"], text, "naive", len(unaware), remedy)
         faults.append(fault)
     return faults
 

@@ -1,5 +1,8 @@
 import errno
 import os
+import random
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -146,6 +149,44 @@ def test_a_disk_that_fails_in_a_write_leaves_every_file_as_it_was(tmp_path: Path
         fill_the_disk()
     assert target.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["bars.parquet"]  # noqa: PTH208  hidden files count too
+
+
+_WRITER = """
+import sys
+from datetime import timedelta
+from brokers.bar_store import BarStore
+from brokers.calendar import calendar
+from brokers.simulated.synthetic import SyntheticMarketSettings, generate
+store, five = BarStore(sys.argv[1], tail_bars=50), timedelta(minutes=5)
+series = generate(SyntheticMarketSettings(bars=20_000, symbols=("A", "B")))
+for begin in range(int(sys.argv[2]), 20_000, 20):
+    bars = [series[s].bar(i) for s in series for i in range(begin, begin + 20)]
+    store.write_session(bars, period=five, calendar=calendar("24/7"))
+    print(begin + 20, flush=True)
+"""
+
+
+def test_a_writer_killed_at_any_moment_loses_no_session_that_it_reported(tmp_path: Path) -> None:
+    series = generate(SyntheticMarketSettings(bars=20_000, symbols=("A", "B")))
+    rng, written = random.Random(5), 0
+    for _ in range(4):
+        with subprocess.Popen(
+            [sys.executable, "-c", _WRITER, tmp_path, str(written)], stdout=subprocess.PIPE
+        ) as writer:
+            assert writer.stdout is not None
+            written = int(writer.stdout.readline())
+            time.sleep(rng.uniform(0.0, 0.1))
+            writer.kill()
+            written = max([written, *(int(line) for line in writer.stdout.read().split())])
+        store = BarStore(tmp_path, tail_bars=50)
+        for symbol in ("A", "B"):
+            whole = store.read(symbol, FIVE)
+            assert len(whole) in {written, written + 20}  # the write it died in is there, or is not, per symbol
+            assert np.array_equal(whole.close, series[symbol].close[: len(whole)])
+            assert_same(store.read(symbol, FIVE, last_n=30), whole.slice(len(whole) - 30, len(whole)))
+    both = [series[symbol].bar(written) for symbol in ("A", "B")]
+    store.write_session(both, period=FIVE, calendar=ALWAYS)
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".parquet"}
 
 
 def test_a_torn_chunk_is_named_with_its_remedy(tmp_path: Path) -> None:
