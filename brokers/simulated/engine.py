@@ -16,6 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from uuid import UUID
 
 from brokers.account import AccountBook
@@ -36,7 +37,7 @@ from brokers.domain import (
     Quote,
     TimeInForce,
 )
-from brokers.series import from_ns, to_ns
+from brokers.series import BarSeries, from_ns, to_ns
 from brokers.simulated import money, rules
 from brokers.simulated.books import Books, BooksError
 from brokers.simulated.feed import Feed
@@ -241,23 +242,43 @@ class MatchingEngine:
     def open_orders(self) -> list[Order]:
         """Return every order that may still fill, flat, held legs included, oldest first."""
         state = self._usable()
-        if not state.live:
-            return []
-        found = [order for orders in state.live.values() for order in orders.values()]
-        return [self._snapshot(state, order) for order in sorted(found, key=lambda order: order.sequence)]
+        return [self._snapshot(state, order) for order in self.live_orders()] if state.live else []
 
     def orders_since(self, since: datetime) -> list[Order]:
         """Return orders of any state updated at or after a venue time, flat, oldest first."""
         state = self._usable()
         return [self._snapshot(state, order) for order in state.updated_since(to_ns(since))]
 
-    def book_orders(self) -> Sequence[BookOrder]:
-        """Return every order as the exchange keeps it, oldest first; to be read, not changed."""
-        return tuple(self._usable().orders.values())
+    def book(self) -> Mapping[str, BookOrder]:
+        """Return every order as the exchange keeps it by client id, oldest first; to be read, not changed."""
+        return self._usable().orders
+
+    def book_order_by_venue_id(self, venue_id: str) -> BookOrder | None:
+        """Return one order as the exchange keeps it; None where the id is unknown."""
+        state = self._usable()
+        client_id = state.venue_ids.get(venue_id)
+        return None if client_id is None else state.orders[client_id]
+
+    def live_orders(self) -> list[BookOrder]:
+        """Return the orders that may still fill, as the exchange keeps them, oldest first."""
+        found = [order for orders in self._usable().live.values() for order in orders.values()]
+        return sorted(found, key=lambda order: order.sequence)
+
+    def book_orders_since(self, since: datetime) -> list[BookOrder]:
+        """Return the orders updated at or after a venue time, as the exchange keeps them, oldest first."""
+        return self._usable().updated_since(to_ns(since))
+
+    def free_client_id(self) -> str:
+        """Return a client id for an order that came without one."""
+        return f"exchange-{self._usable().sequence + 1:012d}"
 
     def fills(self, after: str | None = None) -> list[Fill]:
         """Return executions after an execution id, oldest first."""
         return self._usable().fills_after(after)
+
+    def cumulative_qty(self, exec_id: str) -> Decimal:
+        """Return an order's filled quantity after one of its executions."""
+        return self._usable().cumulative_qty(exec_id)
 
     def corporate_actions(self) -> Sequence[CorporateAction]:
         """Return the splits and dividends that moved a holding, oldest first."""
@@ -300,6 +321,14 @@ class MatchingEngine:
     def bars(self, symbol: str, start: datetime, end: datetime) -> list[Bar]:
         """Return completed bars with start <= bar.start < end, oldest first."""
         return self._market.bars(symbol, to_ns(start), to_ns(end), self._usable().now_ns)
+
+    def completed(self, symbol: str, start: datetime, end: datetime) -> BarSeries:
+        """Return completed bars with start <= bar.start < end as columns."""
+        return self._market.completed(symbol, to_ns(start), to_ns(end), self._usable().now_ns)
+
+    def previous_close(self, symbol: str) -> Decimal | None:
+        """Return the close before the last completed one; None where there is none."""
+        return self._market.previous_close(symbol, self._usable().now_ns)
 
     def quote(self, symbol: str) -> Quote | None:
         """Return last close minus and plus the half-spread; None before the first close."""

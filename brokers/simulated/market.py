@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import numpy as np
 
 from brokers.costs import CostModel, quantise
@@ -43,11 +45,21 @@ class Market:
         count = self.visible(symbol, now_ns)
         return float(self._series[symbol].close[count - 1]) if count else None
 
+    def previous_close(self, symbol: str, now_ns: int) -> Decimal | None:
+        """Return the close before the last completed one; None where there is none."""
+        count = self.visible(symbol, now_ns)
+        return quantise(float(self._series[symbol].close[count - 2])) if count > 1 else None
+
     def bars(self, symbol: str, start_ns: int, end_ns: int, now_ns: int) -> list[Bar]:
         """Return completed bars with start <= bar.start < end, oldest first."""
         series = self._series[symbol]
         first, last = self.span(series, start_ns, end_ns, self.visible(symbol, now_ns))
         return [series.bar(index) for index in range(first, last)]
+
+    def completed(self, symbol: str, start_ns: int, end_ns: int, now_ns: int) -> BarSeries:
+        """Return completed bars with start <= bar.start < end as columns."""
+        series = self._series[symbol]
+        return series.slice(*self.span(series, start_ns, end_ns, self.visible(symbol, now_ns)))
 
     @staticmethod
     def span(series: BarSeries, start_ns: int, end_ns: int, visible: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from decimal import Decimal
 from enum import StrEnum, unique
 from typing import Literal
 
-from brokers.account import AccountBook
+from brokers.account import ZERO, AccountBook
 from brokers.domain import Fill, OrderState
 from brokers.simulated.orders import BookOrder
 
@@ -96,6 +96,8 @@ class State:
     venue_ids: dict[str, str] = field(default_factory=dict)
     changed: dict[str, None] = field(default_factory=dict)
     next_expiry_ns: int | None = None
+    _cumulative: dict[str, Decimal] = field(default_factory=dict)
+    _counted: dict[str, Decimal] = field(default_factory=dict)
     _updates: list[tuple[int, str]] = field(default_factory=list)
     _dirty_orders: dict[str, BookOrder] = field(default_factory=dict)
     _new_fills: list[Fill] = field(default_factory=list)
@@ -173,6 +175,13 @@ class State:
         if exec_id is None:
             return list(self.fills)
         return self.fills[bisect_right(self.fills, exec_id, key=lambda fill: fill.exec_id) :]
+
+    def cumulative_qty(self, exec_id: str) -> Decimal:
+        """Return an order's filled quantity after one of its executions."""
+        for fill in self.fills[len(self._cumulative) :]:
+            total = self._counted.get(fill.client_id, ZERO) + fill.qty
+            self._counted[fill.client_id] = self._cumulative[fill.exec_id] = total
+        return self._cumulative[exec_id]
 
     def updated_since(self, since_ns: int) -> list[BookOrder]:
         """Return orders updated at or after a time, by sequence."""

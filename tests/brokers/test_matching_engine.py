@@ -103,7 +103,7 @@ def test_running_far_at_once_equals_stepping_event_by_event() -> None:
         floor.buy("a", stop_loss="95", take_profit="102")
     stepped.to(at(40))
     jumped.engine.run_until(at(40))
-    assert jumped.engine.book_orders() == stepped.engine.book_orders()
+    assert jumped.engine.book() == stepped.engine.book()
     assert jumped.engine.fills() == stepped.engine.fills()
     assert jumped.engine.now == stepped.engine.now
 

@@ -1,0 +1,154 @@
+"""The exchange process: the engine behind HTTP on loopback.
+
+One event loop, one thread, handlers that never suspend: requests touch the engine one after the other, and
+an answer leaves only after the books are committed. Stepped by default; with an acceleration, venue time
+follows the wall clock instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
+
+import structlog
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from brokers.simulated import data_face, stepping_face, trading_face
+from brokers.simulated.books import BooksError
+from brokers.simulated.engine import MatchingEngine
+from brokers.simulated.http import NOT_FOUND, Face, ServerOptions
+
+__all__ = ["ServerError", "ServerOptions", "application", "serve"]
+
+log = structlog.get_logger(__name__)
+
+_TICK_S = 0.05
+"""Wall seconds between two moves of a free-running clock."""
+_STANDSTILL_S = 1.0
+"""Wall seconds between two tries of a free-running exchange whose books cannot be written."""
+_STOP_S = 2
+"""Wall seconds that open connections get to finish on SIGTERM."""
+
+
+class ServerError(Exception):
+    """The exchange cannot listen; the message names the address and the remedy."""
+
+
+def application(engine: MatchingEngine, options: ServerOptions | None = None) -> Starlette:
+    """Return the ASGI application over an engine."""
+    face = Face(engine, options or ServerOptions())
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        acceleration = face.options.acceleration
+        runner = None if acceleration is None else asyncio.create_task(_run_freely(engine, acceleration))
+        yield
+        if runner is not None:
+            runner.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await runner
+
+    return Starlette(
+        routes=[*trading_face.routes(face), *data_face.routes(face), *stepping_face.routes(face)],
+        exception_handlers={404: _not_found, 405: _not_found},
+        lifespan=lifespan,
+    )
+
+
+def serve(
+    engine: MatchingEngine, options: ServerOptions | None = None, *, on_ready: Callable[[str], None] = lambda _url: None
+) -> None:
+    """Listen until SIGTERM or SIGINT, then finish open requests and release the books.
+
+    Args:
+        engine: The exchange; closed on return.
+        options: Address, keys, free-running.
+        on_ready: Called with the URL once connections are accepted.
+
+    Raises:
+        ServerError: The address is taken or not this machine's.
+    """
+    chosen = options or ServerOptions()
+    try:
+        listener = _listen(chosen)
+        with listener:
+            host, port = listener.getsockname()[:2]
+            config = uvicorn.Config(
+                application(engine, chosen),
+                loop="asyncio",
+                http="h11",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=_STOP_S,
+            )
+            _Server(config, lambda: on_ready(f"http://{host}:{port}")).run_on(listener)
+    finally:
+        engine.close()
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn that says when it listens, and that ends quietly on SIGTERM."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
+    def run_on(self, listener: socket.socket) -> None:
+        """Serve one bound socket; a stop by signal is a normal end, not a death by signal."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in before:
+            signal.signal(number, lambda *_: None)  # uvicorn raises the signal again once it has stopped
+        try:
+            self.run([listener])
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _listen(options: ServerOptions) -> socket.socket:
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    # asyncio turns Nagle's algorithm off only on sockets that say they are TCP; with it, each answer takes 40 ms
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((options.host, options.port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        reason = error.strerror or str(error)
+        msg = (
+            f"the exchange cannot listen on {options.host}:{options.port} ({reason}): give another --port, or 0 for any"
+        )
+        raise ServerError(msg) from error
+    return listener
+
+
+async def _run_freely(engine: MatchingEngine, acceleration: float) -> None:
+    """Let venue time follow the wall clock until the feed ends."""
+    venue_start, wall_start = engine.now, time.monotonic()
+    while not engine.feed_ended:
+        await asyncio.sleep(_TICK_S)
+        try:
+            engine.run_until(venue_start + timedelta(seconds=acceleration * (time.monotonic() - wall_start)))
+        except BooksError as error:
+            log.warning("exchange.time_stands", error=str(error))
+            await asyncio.sleep(_STANDSTILL_S)
+
+
+async def _not_found(request: Request, _error: Exception) -> Response:
+    message = f"endpoint not found: {request.method} {request.url.path}"
+    return JSONResponse({"code": NOT_FOUND, "message": message}, 404)
