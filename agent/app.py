@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from agent.execution import DeskLimits, OrderDesk
 from agent.history import History
 from agent.ledger import schema
 from agent.ledger.store import Ledger
+from agent.logs import Redactor
 from agent.metrics import Metrics
 from agent.parts import Parts
 from agent.reconcile import Reconciler
@@ -75,9 +77,10 @@ def make_strategy(settings: Settings) -> tuple[Strategy, str]:
 
     try:
         if chosen.bundle is not None:
-            bundle = Bundle.load(chosen.bundle, data_feed=chosen.data_feed)
+            bundle = Bundle.load(chosen.bundle, feed=chosen.data_feed)
         else:
-            bundle = Registry(chosen.models).load_slot(chosen.slot, data_feed=chosen.data_feed)
+            registry = Registry(chosen.models)
+            bundle = registry.show(registry.slot(chosen.slot).policy, feed=chosen.data_feed)
         policy = BundlePolicy(bundle, shorts=chosen.shorts)
     except BundleError as error:
         raise StartError(str(error)) from error
@@ -205,7 +208,8 @@ def _begin_run(
         "venue": venue.broker.capabilities.name,
         "strategy": strategy.name,
         "strategy_id": strategy_id[:80],
-        "settings": settings.model_dump(mode="json") if record_settings else {},
+        # a database URL may carry a password
+        "settings": json.loads(Redactor().text(settings.model_dump_json())) if record_settings else {},
     }
     with ledger.transaction() as connection:
         scope = ledger.get_state("account_scope")

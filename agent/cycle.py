@@ -611,6 +611,7 @@ class Trader:
             "run_id": self.parts.run_id,
             "status": "decided" if intents else "done",
             "symbols": len(decisions),
+            "decided_wall_ms": time.time() * 1_000.0,
         }
         with self.ledger.transaction() as connection:
             self.ledger.upsert(connection, schema.bars_seen, [_bar_row(bar) for bar in bars])

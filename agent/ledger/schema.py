@@ -105,7 +105,7 @@ cycles = Table(
     Column("run_id", Integer, nullable=False),
     Column("status", String(12), nullable=False),  # decided | done
     Column("symbols", Integer, nullable=False),
-    Column("decided_wall_ms", Float),
+    Column("decided_wall_ms", Float),  # system clock, ms since the epoch
 )
 
 bars_seen = Table(
