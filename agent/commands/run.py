@@ -1,0 +1,40 @@
+"""`tandem run`: the daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML settings file.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="Who decides: dqn or a baseline.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the run's summary as JSON at the end.")] = False,  # noqa: FBT002 - Typer's way to declare a flag
+) -> None:
+    """Run the daemon until it is told to stop."""
+    import asyncio  # noqa: PLC0415 - loaded when the command runs, not for --help
+
+    from agent.daemon import Daemon  # noqa: PLC0415 - same
+    from agent.logs import capture_uncaught, configure  # noqa: PLC0415 - same
+    from agent.settings import load  # noqa: PLC0415 - same
+
+    chosen = [*(overrides or []), *([f"strategy.name={strategy}"] if strategy else [])]
+    settings = load(config, chosen)
+    secrets = [os.environ.get("APCA_API_KEY_ID", ""), os.environ.get("APCA_API_SECRET_KEY", "")]
+    configure(style=settings.log.format, level=settings.log.level, secrets=[s for s in secrets if s])
+    capture_uncaught()
+    with asyncio.Runner() as runner:
+        report = runner.run(Daemon(settings).run())
+        if as_json:
+            sys.stdout.write(json.dumps(asdict(report), default=str) + "\n")
+        # worker threads may still wait for a silent venue: everything is committed, so they are abandoned
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

@@ -1,0 +1,384 @@
+"""The daemon's life: reconcile → schedule → decide → trade → stop.
+
+Start-up and recovery are one path. Time is the venue's: a stepped exchange moves when it is told to, a
+running venue is waited for; either way the same jobs run in the same order. On SIGTERM the daemon commits
+what it is doing, leaves protective exits standing and ends within `daemon.stop_timeout_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import structlog
+from apscheduler.events import EVENT_JOB_MISSED
+
+from agent.app import StartError, Venue, end_run, make_calendar, make_strategy, wire
+from agent.cycle import CycleReport, Trader
+from agent.health import HealthServer, Probes, Readiness
+from agent.ledger.store import Ledger, open_ledger
+from agent.metrics import Metrics
+from agent.parts import Parts
+from agent.schedule import MISSED_OR_FAILED, VenueScheduler
+from agent.settings import Settings
+from agent.systemd import Notifier
+from agent.venue import open_venue
+from brokers.calendar import TradingCalendar
+from brokers.domain import AuthError, BrokerError
+from strategies.strategy import Strategy
+
+log = structlog.get_logger("tandem.daemon")
+
+HEARTBEAT_S = 1.0
+"""Wall seconds between two beats of the loop; also how often the watchdog is told."""
+LOOP_SILENCE_S_MAX = 10.0
+"""A loop that has not beaten for so long is stuck."""
+STEP_SILENCE_S_MAX = 120.0
+"""On a stepped venue, longest wall time between two cycles."""
+
+
+@dataclass(slots=True)
+class DaemonReport:
+    """What one run of the daemon came to."""
+
+    reason: str = ""
+    closes: int = 0
+    decisions: int = 0
+    intents: int = 0
+    ready_s: float = 0.0
+    cycle_s_median: float = 0.0
+    equity_start_usd: Decimal | None = None
+    equity_end_usd: Decimal | None = None
+
+
+Progress = Callable[[Parts, CycleReport], None]
+
+
+class Daemon:
+    """One run of the daemon.
+
+    Args:
+        settings: All settings.
+        progress: Called after each close (the demo shows a bar); None for nobody.
+    """
+
+    def __init__(self, settings: Settings, progress: Progress | None = None) -> None:
+        self.settings = settings
+        self.progress = progress
+        self.metrics = Metrics()
+        self.readiness = Readiness()
+        self.probes = Probes({"loop": LOOP_SILENCE_S_MAX, "cycle": None, "ledger": None})
+        self.notifier = Notifier()
+        self.report = DaemonReport()
+        self._began = time.monotonic()
+        self._cycle_s: list[float] = []
+
+    async def run(self) -> DaemonReport:
+        """Run until the feed ends, `daemon.max_bars` is reached, or a signal.
+
+        Raises:
+            StartError, LedgerError, BrokerError, HealthServerError: The daemon cannot start or go on.
+        """
+        trading_calendar = make_calendar(self.settings)
+        strategy, strategy_id = make_strategy(self.settings)
+        ledger = open_ledger(
+            self.settings.ledger.url,
+            busy_timeout_s=self.settings.ledger.busy_timeout_s,
+            free_bytes_min=self.settings.ledger.free_bytes_min,
+        )
+        health = self._serve_health()
+        try:
+            stop = _stop_on_signals()
+            work = asyncio.create_task(self._work(ledger, strategy, strategy_id, trading_calendar))
+            stopped = asyncio.create_task(stop.wait())
+            await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            if not work.done():
+                await self._stop(work)
+            else:
+                work.result()
+        finally:
+            if health is not None:
+                health.close()
+            ledger.close()
+        return self.report
+
+    async def _stop(self, work: asyncio.Task[None]) -> None:
+        self.readiness.set_not_ready("stopping")
+        self.notifier.stopping()
+        self.report.reason = "signal"
+        work.cancel()
+        await asyncio.wait({work}, timeout=self.settings.daemon.stop_timeout_s / 2)
+
+    def _serve_health(self) -> HealthServer | None:
+        health = self.settings.health
+        if health.port is None:
+            return None
+        self.metrics.watch_ages(self.probes.ages)
+        server = HealthServer(
+            health.host, health.port, probes=self.probes, readiness=self.readiness, metrics=self.metrics
+        )
+        log.info("health", url=f"http://{health.host}:{server.port}")
+        return server
+
+    async def _work(
+        self, ledger: Ledger, strategy: Strategy, strategy_id: str, trading_calendar: TradingCalendar
+    ) -> None:
+        async with open_venue(self.settings) as venue:
+            settings = _with_symbols(self.settings, venue)
+            parts = await wire(
+                settings,
+                venue,
+                ledger,
+                strategy,
+                strategy_id,
+                trading_calendar=trading_calendar,
+                pause=asyncio.sleep,
+                metrics=self.metrics,
+                bar_store=settings.daemon.bar_store,
+            )
+            heartbeat = asyncio.create_task(self._heartbeat())
+            reason = "failed"
+            try:
+                trader, first = await self._recover(parts)
+                await self._live(parts, trader, first)
+                reason = self.report.reason
+            except asyncio.CancelledError:
+                reason = "signal"
+                raise
+            except Exception as error:
+                reason = f"failed: {error}"
+                raise
+            finally:
+                heartbeat.cancel()
+                end_run(ledger, parts.run_id, reason)
+
+    async def _recover(self, parts: Parts) -> tuple[Trader, datetime]:
+        """Agree with the venue, finish what was begun, warm the features; then the daemon may trade."""
+        self.readiness.set_not_ready("reconciling")
+        found = await parts.reconciler.reconcile()
+        first = first_close(parts)
+        self._count_missed(parts, first)
+        parts.newest_bars = await parts.history.warm_all(
+            parts.calendar.previous_close(first, parts.settings.bar_period)
+        )
+        trader = Trader(parts)
+        await trader.resume()
+        account = await parts.broker.account()
+        self.report.equity_start_usd = self.report.equity_end_usd = account.equity
+        self.report.ready_s = time.monotonic() - self._began
+        self.readiness.set_ready()
+        self.metrics.ready.set(1)
+        self.notifier.ready(f"{parts.strategy.name} on {parts.broker.capabilities.name}, {len(parts.symbols)} symbols")
+        log.info(
+            "ready",
+            seconds=round(self.report.ready_s, 3),
+            first_close=first.isoformat(),
+            positions=len(parts.state.book.holdings),
+            found_fills=found.fills,
+        )
+        return trader, first
+
+    async def _live(self, parts: Parts, trader: Trader, first: datetime) -> None:
+        """Wait for venue time, run what is due, until there is nothing left to do."""
+        scheduler = VenueScheduler(parts.clock, parts.settings.daemon.misfire_grace_s)
+        scheduler.add_listener(lambda event: self._job_missed(parts, event), MISSED_OR_FAILED)
+        scheduler.start()
+        jobs = _Jobs(self, parts, trader, scheduler)
+        try:
+            jobs.plan_close(first)
+            jobs.plan_upkeep()
+            while not jobs.finished:
+                wakeup = scheduler.next_wakeup()
+                if wakeup is None:
+                    raise StartError("the schedule is empty: no bar close lies ahead in the calendar")
+                await parts.clock.advance(wakeup)
+                self.probes.beat("loop")
+                if parts.clock.stepped and _orders_changed(parts):
+                    await parts.reconciler.sync()
+                await scheduler.run_due()
+        finally:
+            scheduler.shutdown(wait=False)
+        self.report.reason = jobs.finished
+
+    async def _heartbeat(self) -> None:
+        """Beat for the loop, and tell systemd's watchdog while every probe is fresh."""
+        while True:
+            self.probes.beat("loop")
+            self.notifier.watchdog(self.probes)
+            await asyncio.sleep(HEARTBEAT_S)
+
+    def _job_missed(self, parts: Parts, event: Any) -> None:
+        if event.code != EVENT_JOB_MISSED:
+            return
+        self.metrics.missed_job(event.job_id)
+        with parts.ledger.transaction() as connection:
+            detail = f"job {event.job_id} of {event.scheduled_run_time.isoformat()} came too late and was not run"
+            parts.ledger.incident(connection, parts.clock.now(), "missed_job", detail)
+        log.error("job missed", job=event.job_id, scheduled=event.scheduled_run_time.isoformat())
+
+    def _count_missed(self, parts: Parts, first: datetime) -> None:
+        """Count the closes that passed while no daemon ran; they were not decided, and the ledger says so."""
+        last = parts.state.last_close
+        if last is None:
+            return
+        missed = [c for c in parts.calendar.closes_between(last, first, parts.settings.bar_period) if c < first]
+        if not missed:
+            return
+        for _ in missed:
+            self.metrics.missed_job("close")
+        detail = f"{len(missed)} closes from {missed[0].isoformat()} to {missed[-1].isoformat()} passed undecided"
+        with parts.ledger.transaction() as connection:
+            parts.ledger.incident(connection, parts.clock.now(), "missed_closes", detail)
+        log.warning("closes missed", count=len(missed), first=missed[0].isoformat(), last=missed[-1].isoformat())
+
+    def closed(self, parts: Parts, report: CycleReport) -> None:
+        """Note that a close was decided and carried out."""
+        self.report.closes += 1
+        self.report.decisions += report.decisions
+        self.report.intents += report.intents
+        self.report.equity_end_usd = Decimal(repr(self.metrics.equity_usd._value.get()))  # noqa: SLF001 - the client has no public getter
+        self._cycle_s.append(report.seconds)
+        if len(self._cycle_s) > 10_000:
+            del self._cycle_s[:5_000]
+        self.report.cycle_s_median = sorted(self._cycle_s)[len(self._cycle_s) // 2]
+        self.probes.beat("cycle")
+        self.probes.beat("ledger")
+        if self.progress is not None:
+            self.progress(parts, report)
+
+
+class _Jobs:
+    """The daemon's jobs; each plans its own successor."""
+
+    def __init__(self, daemon: Daemon, parts: Parts, trader: Trader, scheduler: VenueScheduler) -> None:
+        self.daemon = daemon
+        self.parts = parts
+        self.trader = trader
+        self.scheduler = scheduler
+        self.finished = ""
+        grace_s = 0.0 if parts.clock.stepped else parts.settings.daemon.bar_grace_s
+        self._grace = timedelta(seconds=grace_s)
+
+    def plan_close(self, close: datetime) -> None:
+        """Schedule one close."""
+        self.scheduler.at(close + self._grace, self.close, "close", close)
+        stepped = self.parts.clock.stepped
+        silence_s = STEP_SILENCE_S_MAX if stepped else (close - self.parts.clock.now()).total_seconds() + 60.0
+        self.daemon.probes.expect("cycle", silence_s + self.parts.settings.daemon.decision_deadline_s)
+
+    def plan_upkeep(self) -> None:
+        """Schedule the looks at the venue between closes."""
+        daemon, now = self.parts.settings.daemon, self.parts.clock.now()
+        if not self.parts.clock.stepped:
+            self.scheduler.at(now + timedelta(seconds=daemon.sync_interval_s), self.sync, "sync", grace=False)
+        self.scheduler.at(
+            now + timedelta(seconds=daemon.reconcile_interval_s), self.reconcile, "reconcile", grace=False
+        )
+
+    async def close(self, close: datetime) -> None:
+        """Decide and trade one close, then plan the next one."""
+        parts = self.parts
+        try:
+            report = await self.trader.on_close(close)
+        except AuthError:
+            raise
+        except BrokerError as error:
+            if parts.clock.stepped:
+                raise
+            self._failed("cycle_failed", f"close {close.isoformat()} was not decided: {error}")
+        else:
+            self.daemon.closed(parts, report)
+            parts.history.compact(close)
+        self._check_end()
+        if not self.finished:
+            upcoming = parts.calendar.next_close(close, parts.settings.bar_period)
+            while not parts.clock.stepped and upcoming + self._limit() < parts.clock.now():
+                self.daemon.metrics.missed_job("close")
+                self._failed("missed_closes", f"close {upcoming.isoformat()} passed while the daemon was busy")
+                upcoming = parts.calendar.next_close(upcoming, parts.settings.bar_period)
+            self.plan_close(upcoming)
+
+    async def sync(self) -> None:
+        """Look at working orders and at locally armed exits."""
+        try:
+            await self.trader.resume()
+            await self.parts.reconciler.sync()
+            await self.trader.watch_exits()
+        except AuthError:
+            raise
+        except BrokerError as error:
+            log.warning("sync failed", error=str(error))
+        next_look = self.parts.clock.now() + timedelta(seconds=self.parts.settings.daemon.sync_interval_s)
+        self.scheduler.at(next_look, self.sync, "sync", grace=False)
+
+    async def reconcile(self) -> None:
+        """Compare everything with the venue."""
+        try:
+            await self.parts.reconciler.reconcile()
+        except AuthError:
+            raise
+        except BrokerError as error:
+            self._failed("reconcile_failed", str(error))
+        interval = timedelta(seconds=self.parts.settings.daemon.reconcile_interval_s)
+        self.scheduler.at(self.parts.clock.now() + interval, self.reconcile, "reconcile", grace=False)
+
+    def _limit(self) -> timedelta:
+        return timedelta(seconds=self.parts.settings.daemon.decision_deadline_s)
+
+    def _check_end(self) -> None:
+        limit = self.parts.settings.daemon.max_bars
+        if getattr(self.parts.clock, "feed_ended", False):
+            self.finished = "feed ended"
+        elif limit is not None and self.daemon.report.closes >= limit:
+            self.finished = "max_bars"
+
+    def _failed(self, kind: str, detail: str) -> None:
+        self.daemon.metrics.incident(kind)
+        with self.parts.ledger.transaction() as connection:
+            self.parts.ledger.incident(connection, self.parts.clock.now(), kind, detail)
+        log.error(kind, detail=detail)
+
+
+def first_close(parts: Parts) -> datetime:
+    """Return the close to decide first: one that is due now and undecided, otherwise the next one.
+
+    A close that lies further back than the decision deadline is too late: orders of it would be late.
+    """
+    period, now = parts.settings.bar_period, parts.clock.now()
+    latest = parts.calendar.previous_close(now + timedelta(microseconds=1), period)
+    deadline = timedelta(seconds=parts.settings.daemon.decision_deadline_s)
+    last = parts.state.last_close
+    if now - latest <= deadline and (last is None or latest > last):
+        return latest
+    return parts.calendar.next_close(max(now, last) if last is not None else now, period)
+
+
+def _orders_changed(parts: Parts) -> bool:
+    last = getattr(parts.clock, "last", None)
+    return last is None or bool(last.orders_changed)
+
+
+def _with_symbols(settings: Settings, venue: Venue) -> Settings:
+    if settings.symbols:
+        return settings
+    played = getattr(venue.clock, "description", {}).get("symbols", ())
+    if not played:
+        raise StartError("symbols is empty and the venue does not say what it plays: name the symbols")
+    return settings.model_copy(update={"symbols": tuple(str(symbol) for symbol in played)})
+
+
+def _stop_on_signals() -> asyncio.Event:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with suppress(NotImplementedError, ValueError):  # not the main thread: the caller stops us in its own way
+            loop.add_signal_handler(number, stop.set)
+    return stop
