@@ -48,6 +48,7 @@ from brokers.protocol import Capabilities
 T = TypeVar("T")
 
 _DUPLICATE = "40010001"
+_DUPLICATE_NATIVE = "duplicate_client_id"
 _ORDERS_PER_PAGE = 500
 _FILLS_PER_PAGE = 100
 _ASSETS_ONE_BY_ONE = 25
@@ -113,6 +114,8 @@ class AlpacaBroker:
         shorting = self.settings.shorting and content.get("shorting_enabled") is not False
         self._capabilities = replace(self._capabilities, shorting=shorting)
         await self.clock.connect()
+        if isinstance(self.clock, SteppedClock) and self.clock.description.get("rule_set") == "alpaca":
+            self._capabilities = replace(self._capabilities, brackets=frozenset({AssetClass.EQUITY}))
 
     async def close(self) -> None:
         """Close idle connections."""
@@ -173,7 +176,7 @@ class AlpacaBroker:
 
     async def open_orders(self) -> Sequence[Order]:
         """Return every order that may still fill, legs flattened, held legs included."""
-        orders = await self._list_orders({"status": "open"}, oldest=None)
+        orders = await self._list_orders({"status": "open"})
         return [each for each in orders if not each.state.is_terminal]
 
     async def order(self, client_id: str) -> Order | None:
@@ -183,7 +186,8 @@ class AlpacaBroker:
         if body is None:
             return None
         content = self._understood(path, convert.mapping, body)
-        if not content.get("legs") and content.get("order_class") in {"bracket", "oto", "oco"}:
+        alone = not content.get("legs") and not content.get("parent_client_order_id")
+        if alone and content.get("order_class") in {"bracket", "oto", "oco"}:
             nested = f"/orders/{quote(self._understood(path, lambda row: convert.text(row, 'id'), content), safe='')}"
             content = self._understood(nested, convert.mapping, await self.client.ask(nested, {"nested": "true"}))
         found = self._understood(path, self._order, content)
@@ -194,11 +198,15 @@ class AlpacaBroker:
     async def orders_since(self, since: datetime) -> Sequence[Order]:
         """Return orders of any state updated at or after a venue time, legs flattened.
 
-        Alpaca lists by time of submission alone, so everything that may still have been alive is paged through.
+        Alpaca lists by time of submission alone, so everything that may still have been alive is paged through;
+        the exchange also lists by time of update.
         """
         begin = utc(since)
-        oldest = begin - timedelta(days=self.settings.order_history_days)
-        orders = await self._list_orders({"status": "all"}, oldest=oldest)
+        if self._native:
+            query = {"updated_since": convert.stamp(begin)}
+        else:
+            query = {"after": convert.stamp(begin - timedelta(days=self.settings.order_history_days))}
+        orders = await self._list_orders({"status": "all"} | query)
         return [each for each in orders if each.updated_at >= begin]
 
     async def fills(self, after: str | None) -> Sequence[Fill]:
@@ -293,26 +301,28 @@ class AlpacaBroker:
             return RateLimitedError(f"order {client_id} was not placed: {answer.describe()}", wait_s)
         if answer.status not in _DEFINITE or not isinstance(answer.body, dict):
             return OutcomeUnknownError(client_id, answer.describe())
-        if answer.code == _DUPLICATE and "client_order_id" in answer.message:
-            return DuplicateClientIdError(answer.code, answer.message)
         native = answer.body.get("reject_reason") if self._native else None
-        return RejectedError(native if isinstance(native, str) else answer.code, answer.message)
+        code = native if isinstance(native, str) else answer.code
+        if answer.code == _DUPLICATE and ("client_order_id" in answer.message or code == _DUPLICATE_NATIVE):
+            return DuplicateClientIdError(code, answer.message)
+        return RejectedError(code, answer.message)
 
-    async def _list_orders(self, params: Mapping[str, Any], oldest: datetime | None) -> list[Order]:
-        """Page backwards by time of submission; pages overlap by one instant, so equal times are not lost."""
+    async def _list_orders(self, params: Mapping[str, Any]) -> list[Order]:
+        """Return orders, oldest first, each followed by its legs.
+
+        Pages go backwards by time of submission and overlap by one instant, so equal times are not lost.
+        """
         query: dict[str, Any] = dict(params) | {"nested": "true", "limit": _ORDERS_PER_PAGE, "direction": "desc"}
-        if oldest is not None:
-            query["after"] = convert.stamp(oldest)
         found: dict[str, Order] = {}
         for _ in range(self.settings.pages_max):
             rows = await self._read("/orders", _rows, query)
             page = [self._understood("/orders", self._order, row) for row in rows]
-            flat = list(convert.flatten(page))
-            fresh = [each for each in flat if each.venue_id not in found]
-            found |= {each.venue_id: each for each in fresh}
-            if len(flat) < _ORDERS_PER_PAGE:
-                return list(found.values())
-            if not fresh:
+            before = len(found)
+            found |= {each.venue_id: each for each in page if each.venue_id not in found}
+            if sum(1 for _ in convert.flatten(page)) < _ORDERS_PER_PAGE:
+                flat = convert.flatten(reversed(found.values()))
+                return list({each.venue_id: each for each in flat}.values())
+            if len(found) == before:
                 raise UnavailableError(f"more than {_ORDERS_PER_PAGE} orders were submitted at {page[-1].submitted_at}")
             query["until"] = convert.stamp(page[-1].submitted_at + _MICROSECOND)
         raise UnavailableError(f"GET /orders has more than {self.settings.pages_max} pages")
@@ -365,7 +375,7 @@ class AlpacaBroker:
     async def _learn_spellings(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Read the venue's crypto pairs where a position has a spelling that was not seen yet."""
         crypto = [str(row.get("symbol")) for row in rows if row.get("asset_class") == AssetClass.CRYPTO]
-        if not self._native and not all(map(self._symbols.knows, crypto)):
+        if not all(map(self._symbols.knows, crypto)):
             self._symbols.learn(await self._all_assets(asset_class=AssetClass.CRYPTO.value))
             self._symbols.learn(name for name in crypto if not self._symbols.knows(name))
 
