@@ -77,10 +77,9 @@ def make_strategy(settings: Settings) -> tuple[Strategy, str]:
 
     try:
         if chosen.bundle is not None:
-            bundle = Bundle.load(chosen.bundle, feed=chosen.data_feed)
+            bundle = Bundle.load(chosen.bundle, data_feed=chosen.data_feed)
         else:
-            registry = Registry(chosen.models)
-            bundle = registry.show(registry.slot(chosen.slot).policy, feed=chosen.data_feed)
+            bundle = Registry(chosen.models).load_slot(chosen.slot, data_feed=chosen.data_feed)
         policy = BundlePolicy(bundle, shorts=chosen.shorts)
     except BundleError as error:
         raise StartError(str(error)) from error
