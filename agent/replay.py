@@ -10,8 +10,6 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import timedelta
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,22 +17,15 @@ from sqlalchemy import select
 
 from agent.app import Venue, end_run, make_calendar, make_strategy, wire
 from agent.cycle import Trader
+from agent.exchange import make_engine
 from agent.ledger import schema
 from agent.ledger.store import Ledger, open_ledger
 from agent.settings import Settings
 from brokers.series import BarSeries
-from brokers.simulated.books import MemoryBooks
-from brokers.simulated.broker import SimulatedBroker, SimulatedClock, default_instruments
-from brokers.simulated.engine import MatchingEngine
-from brokers.simulated.feed import Feed
-from brokers.simulated.settings import EngineSettings
+from brokers.simulated.broker import SimulatedBroker, SimulatedClock
 
 if TYPE_CHECKING:
     import polars as pl
-
-    from brokers.calendar import TradingCalendar
-
-FAR = timedelta(days=36_500)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,34 +36,6 @@ class ReplayResult:
     trades: pl.DataFrame
     equity: pl.DataFrame
     metrics: Mapping[str, Any]
-
-
-def engine_of(settings: Settings, series: Mapping[str, BarSeries], trading_calendar: TradingCalendar) -> MatchingEngine:
-    """Return a matching engine with books in memory over the given bars."""
-    exchange = settings.exchange
-    feed = Feed(series=series, period=settings.bar_period, calendar=trading_calendar, begin=exchange.start)
-    return MatchingEngine(
-        feed,
-        settings.costs.model(),
-        engine_settings(settings),
-        MemoryBooks(),
-        default_instruments(feed.symbols, trading_calendar, shortable=settings.strategy.shorts),
-    )
-
-
-def engine_settings(settings: Settings) -> EngineSettings:
-    """Return the engine's settings out of the daemon's."""
-    exchange = settings.exchange
-
-    return EngineSettings(
-        seed=exchange.seed,
-        initial_cash=exchange.initial_cash_usd,
-        partial_fill_probability=exchange.partial_fill_probability,
-        leverage=Decimal(repr(exchange.leverage)),
-        shorting=settings.strategy.shorts,
-        rule_set=exchange.rule_set,
-        decision_deadline_s=settings.daemon.decision_deadline_s,
-    )
 
 
 def replay(
@@ -108,7 +71,7 @@ async def _drive(
     settings: Settings, series: Mapping[str, BarSeries], ledger: Ledger, progress: Callable[[float], None] | None
 ) -> None:
     trading_calendar = make_calendar(settings)
-    engine = engine_of(settings, {s: series[s] for s in settings.symbols}, trading_calendar)
+    engine = make_engine(settings, {symbol: series[symbol] for symbol in settings.symbols})
     venue_broker = SimulatedBroker(engine)
     clock = SimulatedClock(engine)
     strategy, strategy_id = make_strategy(settings)
@@ -145,15 +108,15 @@ async def _drive(
 
 
 def _result(settings: Settings, ledger: Ledger, series: Mapping[str, BarSeries]) -> ReplayResult:
-    from strategies.performance import performance  # noqa: PLC0415 - at the end only
-
     from agent.tables import decisions_frame, equity_frame, trades_frame  # noqa: PLC0415 - Polars, at the end only
+    from strategies.performance import performance, splits_of  # noqa: PLC0415 - at the end only
 
     decisions = decisions_frame(ledger, settings.bar_period)
     trades = trades_frame(ledger, series)
     equity = equity_frame(ledger)
     incidents = [row.kind for row in ledger.rows(select(schema.incidents.c.kind))]
-    measured = performance(equity, trades) if equity.height > 1 else None
+    played = {symbol: series[symbol] for symbol in settings.symbols}
+    measured = performance(equity, trades, splits=splits_of(played)) if equity.height > 1 else None
     metrics: dict[str, Any] = {
         "strategy": settings.strategy.name,
         "symbols": list(settings.symbols),
