@@ -50,7 +50,7 @@ def match(order: BookOrder, qty: Decimal, path: BarPath, costs: CostModel) -> Ex
         return _taking(order.side, path.open, qty, path.reference, costs)
     if order.stop_price is not None and not order.is_triggered:
         return _stopped(order, qty, path, costs)
-    price = limit_fill_price(order.side, float(order.limit_price or 0), path.open, path.high, path.low)
+    price = limit_fill_price(order.side, _known(order.limit_price, order), path.open, path.high, path.low)
     if price is None:
         return None
     return Execution(price=quantise(price), mark_price=quantise(price))
@@ -58,7 +58,7 @@ def match(order: BookOrder, qty: Decimal, path: BarPath, costs: CostModel) -> Ex
 
 def _stopped(order: BookOrder, qty: Decimal, path: BarPath, costs: CostModel) -> Execution | Triggered | None:
     """Trigger a stop; a stop-limit then trades no worse than its limit, or rests as one."""
-    reached = stop_trigger_price(order.side, float(order.stop_price or 0), path.open, path.high, path.low)
+    reached = stop_trigger_price(order.side, _known(order.stop_price, order), path.open, path.high, path.low)
     if reached is None:
         return None
     taken = _taking(order.side, reached, qty, path.reference, costs)
@@ -68,6 +68,14 @@ def _stopped(order: BookOrder, qty: Decimal, path: BarPath, costs: CostModel) ->
         return Triggered()
     bounded = min if order.side is Side.BUY else max
     return Execution(price=bounded(taken.price, order.limit_price), mark_price=taken.mark_price)
+
+
+def _known(price: Decimal | None, order: BookOrder) -> float:
+    """Return a price that admission made sure of."""
+    if price is None:
+        msg = f"order {order.client_id} of type {order.type} rests without its price"
+        raise AssertionError(msg)
+    return float(price)
 
 
 def _taking(side: Side, price: float, qty: Decimal, reference: ReferenceBar, costs: CostModel) -> Execution:
