@@ -34,6 +34,8 @@ _TICK_S = 0.05
 """Wall seconds between two moves of a free-running clock."""
 _STANDSTILL_S = 1.0
 """Wall seconds between two tries of a free-running exchange whose books cannot be written."""
+_KEEP_ALIVE_S = 300
+"""Wall seconds an idle connection stays open: closing it as a client sends would make an outcome unknown."""
 _STOP_S = 2
 """Wall seconds that open connections get to finish on SIGTERM."""
 
@@ -89,6 +91,7 @@ def serve(
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_STOP_S,
             )
             _Server(config, lambda: on_ready(f"http://{host}:{port}")).run_on(listener)
