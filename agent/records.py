@@ -106,12 +106,15 @@ def arm_exits(connection: Connection, ledger: Ledger, state: TradingState, venue
             del state.exits[symbol]
             connection.execute(schema.exits.delete().where(schema.exits.c.symbol == symbol))
     for symbol, holding in state.book.holdings.items():
-        armed = state.exits.get(symbol) or _planned_exit(connection, state, symbol, venue_now)
-        if armed is None or (armed.side.sign > 0) == (holding.qty > 0):
+        armed = state.exits.get(symbol)
+        if armed is None or not _closes(armed, holding.qty):
+            # none yet, or a reversal between two looks left those of the other side: the entry's own plan counts
+            armed = _planned_exit(connection, state, symbol, venue_now)
+        if armed is None or not _closes(armed, holding.qty):
             naked.append(symbol)
             continue
         mode = protection_mode(state, armed)
-        if symbol in state.exits and mode == armed.mode:
+        if armed is state.exits.get(symbol) and mode == armed.mode:
             continue
         armed.mode = mode
         write_exit(connection, ledger, state, armed)
@@ -143,6 +146,11 @@ def protection_mode(state: TradingState, armed: ArmedExit) -> str:
     if armed.plan.take_profit is not None:
         wanted.add(Leg.TAKE_PROFIT)
     return "venue" if armed.plan.stop is not None and wanted <= legs else "local"
+
+
+def _closes(armed: ArmedExit, qty: Decimal) -> bool:
+    """Tell whether exits are on the side that closes a position."""
+    return (armed.side.sign > 0) != (qty > 0)
 
 
 def _planned_exit(connection: Connection, state: TradingState, symbol: str, venue_now: datetime) -> ArmedExit | None:
