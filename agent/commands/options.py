@@ -1,0 +1,12 @@
+"""Options that every command shares, so that they are spelled and explained in one way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML settings file.", show_default="defaults")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over the file; repeatable.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
