@@ -125,6 +125,11 @@ def configure(
     return redactor
 
 
+def is_secret_name(name: str) -> bool:
+    """Tell whether a value under this name must not be shown."""
+    return _SECRET_KEY.search(name) is not None and _NOT_SECRET_KEY.search(name) is None
+
+
 def capture_uncaught() -> None:
     """Log uncaught exceptions of the main and of other threads, and warnings, instead of printing them raw."""
     log = structlog.stdlib.get_logger("uncaught")
@@ -184,7 +189,7 @@ class _Walk:
         self._left = RECORD_LENGTH_MAX
 
     def field(self, key: str, value: Any, depth: int = 0) -> Any:
-        if value is not None and _SECRET_KEY.search(key) and not _NOT_SECRET_KEY.search(key):
+        if value is not None and is_secret_name(key):
             return REDACTED
         if depth == 0 and key in _EXCEPTION_KEYS:
             return self._cut(_escape(self._redactor.text(str(value))), TRACE_LENGTH_MAX)

@@ -26,6 +26,7 @@ USER_ERRORS = frozenset(
         "FeedError",
         "HealthServerError",
         "LedgerError",
+        "PerformanceError",
         "RejectedError",
         "ServerError",
         "StartError",

@@ -1,0 +1,135 @@
+"""`tandem backtest`: recorded bars through the live cycle."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from agent.commands.errors import CommandError
+from agent.commands.options import AsJson, ConfigFile, Overrides
+
+if TYPE_CHECKING:
+    from agent.settings import Settings
+
+LEDGER_FILE = "ledger.sqlite"
+
+
+def backtest(
+    out: Annotated[Path, typer.Option(help="Folder for the results.", show_default=False)],
+    bars: Annotated[Path | None, typer.Option(help="Bars file, Parquet or CSV.", show_default="exchange.bars")] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(help="Trading starts at this time; earlier bars are history.", show_default="first bar"),
+    ] = None,
+    end: Annotated[str | None, typer.Option(help="Bars end before this time.", show_default="last bar")] = None,
+    symbols: Annotated[str | None, typer.Option(help="Symbols, separated by commas.", show_default="all")] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="dqn or a baseline.", show_default="strategy.name of the file")
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Run the live cycle on every bar.")] = False,  # noqa: FBT002 - a flag on the command line is a named boolean
+    keep_ledger: Annotated[  # noqa: FBT002 - as above
+        bool, typer.Option("--keep-ledger", help=f"Keep the replay's ledger as {LEDGER_FILE}, for status and why.")
+    ] = False,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,  # noqa: FBT002 - as above
+) -> None:
+    """Replay recorded bars through the live cycle; write decisions, trades, equity and metrics.
+
+    A time without a zone is taken as UTC.
+    """
+    from agent.commands.operate import parse_time  # noqa: PLC0415 - paid by the command alone
+    from agent.commands.screen import print_json  # noqa: PLC0415 - as above
+    from agent.logs import configure  # noqa: PLC0415 - as above
+    from agent.settings import load  # noqa: PLC0415 - as above
+
+    given = list(overrides or [])
+    named = {"exchange.bars": bars, "strategy.name": strategy}
+    given += [f"{key}={json.dumps(str(value))}" for key, value in named.items() if value is not None]
+    times = {"exchange.start": start, "exchange.end": end}
+    given += [f"{key}={parse_time(text)[0].isoformat()}" for key, text in times.items() if text is not None]
+    if symbols is not None:
+        given.append(f"symbols={json.dumps([name.strip() for name in symbols.split(',')])}")
+    settings = load(config, given)
+    configure(level="warning")
+    if settings.exchange.bars is None:
+        raise CommandError("no bars: name a file with --bars, or in exchange.bars")
+    if not exact:
+        typer.echo("the fast path does not exist yet: running --exact, the live cycle on every bar", err=True)
+    metrics = _replay(settings, out, keep_ledger=keep_ledger)
+    if as_json:
+        print_json({"out": str(out), **metrics})
+    else:
+        _tell(metrics, settings, out)
+
+
+def _replay(settings: Settings, out: Path, *, keep_ledger: bool) -> Mapping[str, Any]:
+    from agent.exchange import load_series  # noqa: PLC0415 - Polars and the engine
+    from agent.replay import replay, write_result  # noqa: PLC0415 - as above
+
+    series = load_series(settings, period=settings.bar_period)
+    ledger_url = "sqlite://"
+    out.mkdir(parents=True, exist_ok=True)
+    if keep_ledger:
+        for name in (LEDGER_FILE, f"{LEDGER_FILE}-wal", f"{LEDGER_FILE}-shm"):  # a replay never continues another one
+            (out / name).unlink(missing_ok=True)
+        ledger_url = f"sqlite:///{(out / LEDGER_FILE).resolve()}"
+    with _progress() as progress:
+        result = replay(settings, series, ledger_url=ledger_url, progress=progress)
+    write_result(result, out)
+    return result.metrics
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[float], None]]:
+    """Give what shows progress on stderr where somebody watches; nothing elsewhere."""
+    from rich.console import Console  # noqa: PLC0415 - paid by the command alone
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415 - as above
+
+    columns = (TextColumn("replay"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("replay", total=1.0)
+        yield lambda fraction: bar.update(task, completed=fraction)
+
+
+def _tell(metrics: Mapping[str, Any], settings: Settings, out: Path) -> None:
+    from agent.commands.screen import Screen, money  # noqa: PLC0415 - paid by the command alone
+
+    screen = Screen()
+    names = ", ".join(metrics["symbols"])
+    screen.say(f"{metrics['strategy']} on {names}, {metrics['closes']} closes of {settings.period}")
+    measured = metrics["performance"]
+    rows = [("decisions", str(metrics["decisions"])), ("executions", str(metrics["trades"]))]
+    if measured is not None:
+        rows += [
+            ("total return", _percent(measured["total_return"])),
+            ("annual growth", _percent(measured["cagr"])),
+            ("annual volatility", _percent(measured["volatility"])),
+            ("Sharpe ratio", _with_error(measured["sharpe"], measured["sharpe_se"])),
+            ("largest drawdown", f"{_percent(measured['max_drawdown'])}, {measured['max_drawdown_days']:.1f} days"),
+            ("mean exposure", _percent(measured["exposure"])),
+            ("annual turnover", f"{measured['turnover']:.1f} x equity"),
+            ("round trips", f"{measured['round_trips']}, {_percent(measured['win_rate'])} with a profit"),
+            ("fees", f"{money(measured['fees'])} USD"),
+        ]
+    if metrics["incidents"]:
+        rows.append(("incidents", ", ".join(f"{kind} {count}" for kind, count in metrics["incidents"].items())))
+    screen.pairs(rows)
+    screen.say(f"wrote {', '.join(sorted(path.name for path in out.iterdir() if not path.name.startswith('.')))}")
+    screen.say(f"in {out}")
+
+
+def _percent(fraction: float | None) -> str:
+    return "not defined" if fraction is None else f"{fraction:.2%}"
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    if value is None:
+        return "not defined"
+    return f"{value:.2f}" if error is None else f"{value:.2f} ± {error:.2f} (standard error)"
