@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,7 @@ def dqn(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,  # noqa: FBT002 -- Typer's flag
 ) -> None:
     """Train one policy and write its bundle: split in time, train, export, check, validate."""
+    _logs_to_stderr()
     with _one_screen():
         from training.data import load_market  # noqa: PLC0415 -- heavy: paid by this command alone
         from training.settings import load_training  # noqa: PLC0415 -- as above
@@ -94,6 +96,15 @@ def _time(option: str, text: str | None) -> Any:
         typer.echo(f"{option} {text!r}: {error}; write 2024-01-01 or 2024-01-01T09:30:00Z", err=True)
         raise typer.Exit(_WRONG_USAGE) from None
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value
+
+
+def _logs_to_stderr() -> None:
+    """Keep stdout for the result where nobody has configured logs."""
+    import structlog  # noqa: PLC0415 -- heavy: paid by these commands alone
+
+    if not structlog.is_configured():
+        # looked up at each record, so that a stream replaced later is not written to after its end
+        structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
 
 
 @contextmanager

@@ -133,6 +133,23 @@ def test_the_command_module_imports_nothing_heavy() -> None:
     assert found.stdout.strip() == "[]"
 
 
+def test_what_was_dropped_from_a_file_is_logged_beside_the_result_and_not_in_it(tmp_path: Path) -> None:
+    bars = walk("AAA", 300)
+    frame = pl.DataFrame(
+        {
+            "timestamp": [from_ns(ns) for ns in bars.start_ns.tolist()],
+            **{name: getattr(bars, name) for name in ("open", "high", "low", "close", "volume")},
+        }
+    )
+    frame.write_csv(tmp_path / "AAA.csv")
+    code, stdout, stderr = run(
+        "--out", str(tmp_path / "bundle"), "--bars", str(tmp_path / "AAA.csv"), "--set", "period=1h",
+        "--set", "calendar=XNYS", "--preset", "tutorial", "--timesteps", "64", "--json",
+    )  # fmt: skip
+    assert (code, stdout) == (1, "")
+    assert "outside_sessions_dropped" in stderr
+
+
 def test_the_synthetic_market_without_its_edge_has_none() -> None:
     configuration = load_training(None, ["exchange.synthetic.edge=false", "exchange.synthetic.bars=20"], environ={})
     assert load_market(configuration).edge(configuration) is None
@@ -158,7 +175,9 @@ def test_without_an_edge_the_default_preset_loses_next_to_nothing(tmp_path: Path
 
 
 def learn(tmp_path: Path, seed: int, *overrides: str) -> dict[str, dict[str, dict[str, float]]]:
-    arguments = [part for override in overrides for part in ("--set", override)]
+    # a market that no value of the preset was chosen on
+    fresh = (*overrides, "exchange.synthetic.seed=4711")
+    arguments = [part for override in fresh for part in ("--set", override)]
     code, stdout, stderr = run("--out", str(tmp_path / "bundle"), "--seed", str(seed), *arguments, "--json")
     assert code == 0, stderr
     metrics: dict[str, dict[str, dict[str, float]]] = json.loads(stdout)["metrics"]
