@@ -40,6 +40,8 @@ HEARTBEAT_S = 1.0
 """Wall seconds between two beats of the loop; also how often the watchdog is told."""
 LOOP_SILENCE_S_MAX = 10.0
 """A loop that has not beaten for so long is stuck."""
+FILL_LOOK_S = 1.0
+"""On a running venue, venue seconds between two looks while an entry or a close may fill."""
 STEP_SILENCE_S_MAX = 120.0
 """On a stepped venue, longest wall time between two cycles."""
 
@@ -316,8 +318,7 @@ class _Jobs:
             raise
         except BrokerError as error:
             log.warning("sync failed", error=str(error))
-        next_look = self.parts.clock.now() + timedelta(seconds=self.parts.settings.daemon.sync_interval_s)
-        self.scheduler.at(next_look, self.sync, "sync", grace=False)
+        self.scheduler.at(self.parts.clock.now() + self._until_next_look(), self.sync, "sync", grace=False)
 
     async def reconcile(self) -> None:
         """Compare everything with the venue."""
@@ -329,6 +330,12 @@ class _Jobs:
             self._failed("reconcile_failed", str(error))
         interval = timedelta(seconds=self.parts.settings.daemon.reconcile_interval_s)
         self.scheduler.at(self.parts.clock.now() + interval, self.reconcile, "reconcile", grace=False)
+
+    def _until_next_look(self) -> timedelta:
+        """Look often while an entry or a close may fill (its exits must stand within 2 s), seldom at resting legs."""
+        waiting = any(order.parent_client_id is None for order in self.parts.state.orders.values())
+        slow_s = self.parts.settings.daemon.sync_interval_s
+        return timedelta(seconds=min(slow_s, FILL_LOOK_S) if waiting else slow_s)
 
     def _limit(self) -> timedelta:
         return timedelta(seconds=self.parts.settings.daemon.decision_deadline_s)
