@@ -105,3 +105,8 @@ def test_a_value_that_cannot_be_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_every_preset_is_a_valid_set_of_settings() -> None:
     assert {TrainingSettings(preset=name).preset for name in PRESETS} == set(PRESETS)
+
+
+def test_the_training_file_that_ships_is_the_default_preset() -> None:
+    file = Path(__file__).parents[2] / "configs" / "training.yaml"
+    assert load_training(file, environ={}) == TrainingConfiguration()
