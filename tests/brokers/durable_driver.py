@@ -1,11 +1,14 @@
 """A client process for kill tests: trades a fixed plan on durable books, as a function of venue time alone.
 
-Run: `python durable_driver.py BOOKS`. Started again it decides once more on the last close, as a client does that does not know how far it came.
+Run: `python durable_driver.py BOOKS`. Started again it decides once more on the last close, as a client does
+that does not know how far it came. Writes a dot after each advance.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -59,8 +62,8 @@ def decide(exchange: MatchingEngine, symbol: str, now: datetime) -> None:
             exchange.submit(OrderRequest(name, symbol, side, abs(position.qty_available), leg=Leg.CLOSE))
 
 
-def trade(exchange: MatchingEngine) -> None:
-    """Play the feed to its end from wherever the books stand."""
+def trade(exchange: MatchingEngine, stepped: Callable[[], object] = lambda: None) -> None:
+    """Play the feed to its end from wherever the books stand; call `stepped` after each advance."""
     while True:
         now = exchange.now
         if exchange.last_event is Event.CLOSE:
@@ -69,9 +72,10 @@ def trade(exchange: MatchingEngine) -> None:
         if exchange.feed_ended:
             return
         exchange.advance(now, FAR)
+        stepped()
 
 
 if __name__ == "__main__":
     running = engine(Path(sys.argv[1]))
-    trade(running)
+    trade(running, lambda: os.write(sys.stdout.fileno(), b"."))
     running.close()
