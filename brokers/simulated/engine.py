@@ -49,6 +49,9 @@ from brokers.simulated.state import CorporateAction, Event, State
 
 __all__ = ["Advance", "ClockConflictError", "EngineSettings", "MatchingEngine"]
 
+_LEG_SUFFIXES = ("stop", "tp")
+"""Client ids of bracket legs are the entry's, a dot, and one of these."""
+
 
 class ClockConflictError(BrokerError):
     """A client believes in a time that the exchange has not reached: it speaks to the wrong books."""
@@ -195,7 +198,11 @@ class MatchingEngine:
             BooksError: The order could not be committed; look its client id up.
         """
         state = self._usable()
-        if request.client_id in state.orders:
+        names = (
+            request.client_id,
+            *(f"{request.client_id}.{suffix}" for suffix in _LEG_SUFFIXES if request.is_bracket),
+        )
+        if any(name in state.orders for name in names):
             raise DuplicateClientIdError(RejectCode.DUPLICATE_CLIENT_ID, "client_order_id must be unique")
         instrument = self.instruments.get(request.symbol)
         if instrument is None:
@@ -207,9 +214,6 @@ class MatchingEngine:
         order.reserve_price = admission.reserve_price
         legs = self._new_legs(state, request, order)
         order.leg_ids = tuple(leg.client_id for leg in legs)
-        for new in (order, *legs):
-            if new.client_id in state.orders:
-                raise DuplicateClientIdError(RejectCode.DUPLICATE_CLIENT_ID, f"{new.client_id} must be unique")
         for new in (order, *legs):
             state.add(new)
         self._commit(state)
@@ -421,8 +425,8 @@ class MatchingEngine:
     def _new_legs(self, state: State, request: OrderRequest, entry: BookOrder) -> list[BookOrder]:
         legs: list[BookOrder] = []
         for leg, suffix, kind, price in (
-            (Leg.STOP, "stop", OrderType.STOP, request.stop_loss),
-            (Leg.TAKE_PROFIT, "tp", OrderType.LIMIT, request.take_profit),
+            (Leg.STOP, _LEG_SUFFIXES[0], OrderType.STOP, request.stop_loss),
+            (Leg.TAKE_PROFIT, _LEG_SUFFIXES[1], OrderType.LIMIT, request.take_profit),
         ):
             if price is None:
                 continue
