@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+from tandem_cli import tandem
+
+from brokers.simulated.synthetic import SyntheticMarketSettings, generate
+
+BARS = 400
+SYMBOLS = ("AAA", "NO")
+
+
+@pytest.fixture(scope="module")
+def bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bars") / "bars.parquet"
+    series = generate(SyntheticMarketSettings(symbols=SYMBOLS, bars=BARS))
+    frames = [
+        pl.DataFrame(
+            {
+                "timestamp": pl.Series(one.start_ns).cast(pl.Datetime("ns", "UTC")),
+                "symbol": [symbol] * len(one),
+                **{name: getattr(one, name) for name in ("open", "high", "low", "close", "volume")},
+            }
+        )
+        for symbol, one in series.items()
+    ]
+    pl.concat(frames).write_parquet(path)
+    return path
+
+
+def backtest(bars: Path, out: Path, *more: str) -> tuple[int, str, str]:
+    done = tandem("backtest", "--bars", bars, "--out", out, "--strategy", "buy_and_hold", *more)
+    return done.code, done.out, done.err
+
+
+def test_a_backtest_writes_its_tables_and_tells_the_metrics(bars: Path, tmp_path: Path) -> None:
+    code, out, err = backtest(bars, tmp_path / "run", "--exact")
+    assert code == 0, err
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {
+        "decisions.parquet",
+        "trades.parquet",
+        "equity.parquet",
+        "metrics.json",
+    }
+    assert "buy_and_hold on AAA, NO" in out
+    for word in ("total return", "Sharpe ratio", "largest drawdown", "fees", "decisions.parquet"):
+        assert word in out
+    decisions = pl.read_parquet(tmp_path / "run" / "decisions.parquet")
+    assert decisions.height == 2 * BARS
+
+
+def test_json_is_the_metrics_file_and_nothing_else(bars: Path, tmp_path: Path) -> None:
+    _, out, _ = backtest(bars, tmp_path / "run", "--exact", "--json")
+    printed = json.loads(out)
+    assert printed.pop("out") == str(tmp_path / "run")
+    assert printed == json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+
+def test_without_exact_it_says_that_it_runs_exact(bars: Path, tmp_path: Path) -> None:
+    _, _, err = backtest(bars, tmp_path / "fast", "--json", "--symbols", "AAA")
+    assert err.strip().splitlines() == [
+        "the fast path does not exist yet: running --exact, the live cycle on every bar"
+    ]
+
+
+def test_start_makes_earlier_bars_history_and_end_cuts(bars: Path, tmp_path: Path) -> None:
+    times = ("--start", "2024-01-01T20:00", "--end", "2024-01-02T00:00:00Z")
+    code, _, err = backtest(bars, tmp_path / "run", "--exact", *times)
+    assert code == 0, err
+    decisions = pl.read_parquet(tmp_path / "run" / "decisions.parquet")
+    assert decisions["close_time"].min() == datetime(2024, 1, 1, 20, 5, tzinfo=UTC)
+    assert decisions["timestamp"].max() == datetime(2024, 1, 1, 23, 55, tzinfo=UTC)
+    assert "warming_up" not in decisions["reason"].to_list()
+
+
+def test_symbols_choose_also_those_that_look_like_other_words(bars: Path, tmp_path: Path) -> None:
+    code, out, err = backtest(bars, tmp_path / "run", "--exact", "--symbols", "NO", "--json")
+    assert code == 0, err
+    assert json.loads(out)["symbols"] == ["NO"]
+
+
+def test_a_symbol_that_the_file_does_not_hold_fails(bars: Path, tmp_path: Path) -> None:
+    code, _, err = backtest(bars, tmp_path / "run", "--exact", "--symbols", "ZZZ")
+    assert code == 1
+    assert "ZZZ" in err
+    assert "Traceback" not in err
+
+
+def test_without_bars_it_says_how_to_name_them(tmp_path: Path) -> None:
+    done = tandem("backtest", "--out", tmp_path / "run")
+    assert done.code == 1
+    assert "--bars" in done.err
+
+
+def test_a_kept_ledger_answers_why_and_a_second_run_replaces_it(bars: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert backtest(bars, tmp_path / "run", "--exact", "--keep-ledger")[0] == 0
+    option = ("--set", f"ledger.url=sqlite:///{tmp_path / 'run' / 'ledger.sqlite'}")
+    found = tandem("why", "AAA", "--json", *option).json
+    assert found["decided"]
+    assert tandem("status", "--json", *option).json["run"]["run_id"] == 1
+
+
+def test_the_same_backtest_twice_gives_the_same_equity(bars: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        backtest(bars, tmp_path / name, "--exact")
+    frames = [pl.read_parquet(tmp_path / name / "equity.parquet") for name in ("one", "two")]
+    assert frames[0].equals(frames[1])
