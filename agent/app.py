@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -93,9 +94,31 @@ def make_calendar(settings: Settings) -> TradingCalendar:
         StartError: There is no such calendar.
     """
     try:
-        return calendar(settings.calendar)
+        trading = calendar(settings.calendar)
     except ValueError as error:
         raise StartError(f"calendar: {error}") from error
+    try:
+        trading.next_close(datetime(2024, 1, 1, tzinfo=UTC), settings.bar_period)
+    except ValueError as error:
+        raise StartError(f"period: {error}") from error
+    return trading
+
+
+def check_bar_store(settings: Settings) -> None:
+    """Refuse a bar store that cannot be written: it is first needed at a session's end, hours after the start.
+
+    Raises:
+        StartError: Naming the folder and the remedy.
+    """
+    folder = settings.daemon.bar_store
+    if folder is None:
+        return
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise StartError(
+            f"the bar store {folder} cannot be written ({there} is no folder that this user may write in): "
+            "correct daemon.bar_store, or set it to null to keep no bars"
+        )
 
 
 async def wire(

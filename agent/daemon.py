@@ -20,7 +20,7 @@ from typing import Any
 import structlog
 from apscheduler.events import EVENT_JOB_MISSED
 
-from agent.app import StartError, Venue, end_run, make_calendar, make_strategy, wire
+from agent.app import StartError, Venue, check_bar_store, end_run, make_calendar, make_strategy, wire
 from agent.cycle import CycleReport, Trader
 from agent.health import HealthServer, Probes, Readiness
 from agent.ledger.store import Ledger, open_ledger
@@ -29,7 +29,7 @@ from agent.parts import Parts
 from agent.schedule import MISSED_OR_FAILED, VenueScheduler
 from agent.settings import Settings
 from agent.systemd import Notifier
-from agent.venue import open_venue
+from agent.venue import check_venue, open_venue
 from brokers.calendar import TradingCalendar
 from brokers.domain import AuthError, BrokerError
 from strategies.strategy import Strategy
@@ -89,14 +89,18 @@ class Daemon:
             StartError, LedgerError, BrokerError, HealthServerError: The daemon cannot start or go on.
         """
         trading_calendar = make_calendar(self.settings)
+        check_venue(self.settings)
+        check_bar_store(self.settings)
         strategy, strategy_id = make_strategy(self.settings)
         ledger = open_ledger(
             self.settings.ledger.url,
             busy_timeout_s=self.settings.ledger.busy_timeout_s,
             free_bytes_min=self.settings.ledger.free_bytes_min,
+            exclusive=True,
         )
-        health = self._serve_health()
+        health: HealthServer | None = None
         try:
+            health = self._serve_health()
             stop = _stop_on_signals()
             work = asyncio.create_task(self._work(ledger, strategy, strategy_id, trading_calendar))
             stopped = asyncio.create_task(stop.wait())

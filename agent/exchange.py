@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from agent.settings import Settings
 from brokers.calendar import calendar
-from brokers.series import BarSeries
+from brokers.series import BarSeries, to_ns
 from brokers.simulated.books import Books, MemoryBooks
 from brokers.simulated.broker import default_instruments
 from brokers.simulated.engine import MatchingEngine
@@ -39,7 +39,7 @@ def load_series(settings: Settings, *, period: timedelta | None) -> dict[str, Ba
     if exchange.bars is None:
         from brokers.simulated.synthetic import generate  # noqa: PLC0415 - only for who plays it
 
-        return generate(synthetic_settings(settings))
+        return _until(generate(synthetic_settings(settings)), exchange.end)
     from brokers.bars import load_bars  # noqa: PLC0415 - brings Polars in
 
     return load_bars(
@@ -49,6 +49,14 @@ def load_series(settings: Settings, *, period: timedelta | None) -> dict[str, Ba
         symbols=settings.symbols or None,
         end=exchange.end,
     )
+
+
+def _until(series: Mapping[str, BarSeries], end: datetime | None) -> dict[str, BarSeries]:
+    """Return the bars that start before a time; symbols without any are left out."""
+    if end is None:
+        return dict(series)
+    cut = {name: bars.slice(0, int(bars.start_ns.searchsorted(to_ns(end)))) for name, bars in series.items()}
+    return {name: bars for name, bars in cut.items() if len(bars)}
 
 
 def synthetic_settings(settings: Settings) -> SyntheticMarketSettings:

@@ -108,7 +108,7 @@ def configure(
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level.upper())
-    for noisy in ("apscheduler", "uvicorn.access", "urllib3", "websockets"):
+    for noisy in ("alembic", "apscheduler", "uvicorn.access", "urllib3", "websockets"):
         logging.getLogger(noisy).setLevel(max(root.level, logging.WARNING))
     structlog.configure(
         processors=[

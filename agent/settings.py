@@ -41,7 +41,7 @@ class VenueSettings(Section):
 class SyntheticSettings(Section):
     """The synthetic market of the built-in exchange, used when `exchange.bars` is not set."""
 
-    bars: int = Field(20_000, ge=10)
+    bars: int = Field(20_000, ge=10, le=5_000_000)
     """Bars per symbol."""
     seed: int = 7
     """Seed of the whole market."""
@@ -160,15 +160,15 @@ class LedgerSettings(Section):
 class DaemonSettings(Section):
     """The daemon's life."""
 
-    decision_deadline_s: float = Field(10.0, gt=0)
+    decision_deadline_s: float = Field(10.0, gt=0, lt=86_400)
     """Orders leave at most this long after a bar's close (venue time)."""
-    bar_grace_s: float = Field(3.0, ge=0)
+    bar_grace_s: float = Field(3.0, ge=0, lt=86_400)
     """Wait after a close before the bars are fetched; 0 is used on a stepped venue."""
-    sync_interval_s: float = Field(5.0, gt=0)
+    sync_interval_s: float = Field(5.0, gt=0, le=86_400)
     """Venue time between two looks at working orders between closes."""
-    reconcile_interval_s: float = Field(3_600.0, gt=0)
+    reconcile_interval_s: float = Field(3_600.0, gt=0, le=604_800)
     """Venue time between two full reconciliations."""
-    misfire_grace_s: float = Field(30.0, gt=0)
+    misfire_grace_s: float = Field(30.0, gt=0, le=86_400)
     """A job later than this is missed, and counted."""
     stop_timeout_s: float = Field(5.0, gt=0, le=60)
     """From SIGTERM to the end of the process."""
@@ -237,6 +237,8 @@ class Settings(Section):
             raise ValueError("symbols is empty: name the symbols to trade on Alpaca")
         if len(set(self.symbols)) != len(self.symbols):
             raise ValueError(f"symbols holds a name twice: {', '.join(self.symbols)}")
+        if wrong := [name for name in self.symbols if not name.strip() or name != name.strip()]:
+            raise ValueError(f"symbols holds {wrong[0]!r}: write names without blanks around them")
         return self
 
     @property

@@ -21,7 +21,7 @@ from agent.app import StartError, Venue
 from agent.settings import Settings
 
 if TYPE_CHECKING:
-    from brokers.alpaca import AlpacaBroker
+    from brokers.alpaca import AlpacaBroker, AlpacaSettings
 
 log = structlog.get_logger("tandem.venue")
 
@@ -29,6 +29,8 @@ READY_WAIT_S_MAX = 60.0
 """Longest wait for the exchange process to listen."""
 STOP_WAIT_S_MAX = 3.0
 """Longest wait for it to end."""
+LAST_WORDS_LINES_MAX = 15
+"""Lines that are repeated of an exchange process that did not start."""
 
 
 @asynccontextmanager
@@ -53,23 +55,39 @@ async def open_venue(settings: Settings) -> AsyncIterator[Venue]:
             await exchange.stop()
 
 
+def check_venue(settings: Settings) -> None:
+    """Refuse a venue that may not be spoken to, or whose keys are missing, before anything is opened.
+
+    Raises:
+        AuthError: Naming the host or the key's source, and the remedy.
+    """
+    from brokers.alpaca.settings import load_credentials  # noqa: PLC0415 - only the configured venue is loaded
+
+    if settings.venue.kind == "alpaca" or settings.venue.url is not None:
+        load_credentials(_adapter_settings(settings, settings.venue.url))
+
+
 def make_broker(settings: Settings, url: str | None) -> AlpacaBroker:
     """Return the adapter of the configured venue, not yet connected."""
-    from brokers.alpaca import AlpacaBroker, AlpacaSettings  # noqa: PLC0415 - only the configured venue is loaded
+    from brokers.alpaca import AlpacaBroker  # noqa: PLC0415 - only the configured venue is loaded
+
+    return AlpacaBroker(_adapter_settings(settings, url))
+
+
+def _adapter_settings(settings: Settings, url: str | None) -> AlpacaSettings:
+    from brokers.alpaca.settings import AlpacaSettings  # noqa: PLC0415 - only the configured venue is loaded
 
     venue = settings.venue
-    return AlpacaBroker(
-        AlpacaSettings(
-            kind=venue.kind,
-            url=url,
-            key_id_file=venue.key_id_file,
-            secret_key_file=venue.secret_key_file,
-            connect_timeout_s=venue.connect_timeout_s,
-            read_timeout_s=venue.read_timeout_s,
-            outage_s_max=venue.outage_s_max,
-            feed=settings.strategy.data_feed if venue.kind == "alpaca" else "recorded",
-            shorting=settings.strategy.shorts,
-        )
+    return AlpacaSettings(
+        kind=venue.kind,
+        url=url,
+        key_id_file=venue.key_id_file,
+        secret_key_file=venue.secret_key_file,
+        connect_timeout_s=venue.connect_timeout_s,
+        read_timeout_s=venue.read_timeout_s,
+        outage_s_max=venue.outage_s_max,
+        feed=settings.strategy.data_feed if venue.kind == "alpaca" else "recorded",
+        shorting=settings.strategy.shorts,
     )
 
 
@@ -99,7 +117,7 @@ class ExchangeProcess:
             raise StartError(f"the exchange process did not listen within {READY_WAIT_S_MAX:g} s") from None
         if line is None:
             _, errors = await asyncio.to_thread(process.communicate)
-            raise StartError(f"the exchange process ended with code {process.returncode}: {errors.strip()[-2000:]}")
+            raise StartError(f"the exchange process ended with code {process.returncode}: {_last_words(errors)}")
         url = str(json.loads(line)["url"])
         log.info("exchange started", url=url, pid=process.pid)
         return cls(process, url)
@@ -157,6 +175,15 @@ def exchange_arguments(settings: Settings) -> list[str]:
     for key, value in overrides.items():
         arguments += ["--set", f"{key}={value}"]
     return arguments
+
+
+def _last_words(errors: str) -> str:
+    """Return the end of what the process wrote to stderr: its error, without the log lines before it."""
+    lines = errors.strip().splitlines() or ["it wrote nothing"]
+    begins = [index for index, line in enumerate(lines) if line.startswith("error: ")]
+    is_told = begins and not lines[-1].startswith("error: this is a fault of the program")
+    words = lines[begins[-1] :] if is_told else lines
+    return "\n".join(words[-LAST_WORDS_LINES_MAX:]).removeprefix("error: ")
 
 
 def _first_line(process: subprocess.Popen[str]) -> str | None:

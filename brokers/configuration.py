@@ -9,16 +9,27 @@ from __future__ import annotations
 
 import difflib
 import os
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from brokers.costs import CostModel
 
 ENV_PREFIX = "TANDEM__"
+FAULTS_SHOWN_MAX = 12
+"""Faults that one error lists; the rest are counted."""
+
+_REMEDIES = {
+    "bool_parsing": "write true or false",
+    "dict_type": "write 'key: value' lines below it",
+    "model_type": "it is a section: write 'key: value' lines below it",
+    "tuple_type": "write a list, such as [A, B]",
+}
+"""What to write instead, where pydantic's own words do not say it."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -28,21 +39,21 @@ class ConfigurationError(Exception):
 
 
 class Section(BaseModel):
-    """Base of every settings section: unknown keys are errors, values never change after loading."""
+    """Base of every settings section: unknown keys are errors, numbers are finite, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class CostSettings(Section):
     """The cost model's four numbers (`costs` in every configuration file)."""
 
-    fee_bps: float = 10.0
+    fee_bps: float = Field(10.0, ge=0, lt=10_000)
     """Commission on traded notional, per side, basis points."""
-    half_spread_bps: float = 2.0
+    half_spread_bps: float = Field(2.0, ge=0, lt=10_000)
     """Half of the bid-ask spread, basis points of the price; paid by orders that take."""
-    impact: float = 0.5
+    impact: float = Field(0.5, ge=0)
     """Y of the square-root law of size impact, dimensionless; 0 for none."""
-    latency_bars: int = 1
+    latency_bars: int = Field(1, ge=1)
     """Bars between a decision and its earliest fill; 1 = the next bar's open."""
 
     def model(self) -> CostModel:
@@ -72,10 +83,15 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"configuration file {path} cannot be read: {error}") from error
+    except OSError as error:
+        raise ConfigurationError(
+            f"configuration file {path} cannot be read ({error.strerror or error}): name a YAML file that this user "
+            "may read; examples are in configs/"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"configuration file {path} is not UTF-8 text ({error.reason})") from error
     try:
-        content = yaml.safe_load(text)
+        content = _parsed(text, name=str(path))
     except yaml.YAMLError as error:
         raise ConfigurationError(f"configuration file {path} is not valid YAML: {error}") from error
     if content is None:
@@ -87,8 +103,42 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
-def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which also refuses a key written twice: the second would silently replace the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - the base's signature
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge" or not isinstance(key_node, yaml.ScalarNode):
+                continue
+            key = self.construct_object(key_node)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} stands here a second time: keep one of them", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _parsed(text: str, *, name: str) -> Any:
+    """Read YAML text; `name` is what its errors call it."""
+    loader = _Loader(text)
+    try:
+        loader.name = name
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
+def apply_overrides(
+    content: dict[str, Any], overrides: Sequence[str], *, from_environment: bool = False
+) -> dict[str, Any]:
     """Return `content` with each `section.key=value` set; values are read as YAML.
+
+    Args:
+        content: Settings so far.
+        overrides: What to set, in order.
+        from_environment: True where they were environment variables: errors then name the variable.
 
     Raises:
         ConfigurationError: An override is not of that form.
@@ -97,13 +147,14 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[s
     for override in overrides:
         path, separator, text = override.partition("=")
         keys = path.strip().split(".")
+        where = _variable(keys) if from_environment else f"--set {override!r}"
         if not separator or not all(keys):
-            raise ConfigurationError(f"--set {override!r} is not of the form section.key=value")
+            raise ConfigurationError(f"{where} is not of the form section.key=value")
         try:
-            value = yaml.safe_load(text)
+            value = _parsed(text, name="the value")
         except yaml.YAMLError as error:
-            raise ConfigurationError(f"--set {override!r}: the value is not valid YAML: {error}") from error
-        _put(merged, keys, value, where=f"--set {override!r}")
+            raise ConfigurationError(f"{where}: the value is not valid YAML: {error}") from error
+        _put(merged, keys, value, where=where)
     return merged
 
 
@@ -124,14 +175,29 @@ def load_settings(
     Raises:
         ConfigurationError: With one line for each fault.
     """
+    variables = environment_overrides(os.environ if environ is None else environ)
     content = {} if file is None else load_yaml(file)
-    content = apply_overrides(content, environment_overrides(os.environ if environ is None else environ))
+    content = apply_overrides(content, variables, from_environment=True)
     content = apply_overrides(content, overrides)
-    return validate(model, content, source=str(file) if file is not None else "the settings")
+    origins = {_keys(variable): _variable(_keys(variable)) for variable in variables}
+    origins |= {_keys(override): f"--set {'.'.join(_keys(override))}" for override in overrides}
+    return validate(model, content, source=str(file) if file is not None else "the settings", origins=origins)
 
 
-def validate(model: type[Model], content: Mapping[str, Any], *, source: str) -> Model:
+def validate(
+    model: type[Model],
+    content: Mapping[str, Any],
+    *,
+    source: str,
+    origins: Mapping[tuple[str, ...], str] | None = None,
+) -> Model:
     """Validate a mapping against a settings model.
+
+    Args:
+        model: The settings.
+        content: What was read.
+        source: What errors call it: the file.
+        origins: Where a key that is not of `source` came from, by its parts.
 
     Raises:
         ConfigurationError: With one line for each fault.
@@ -139,19 +205,48 @@ def validate(model: type[Model], content: Mapping[str, Any], *, source: str) -> 
     try:
         return model.model_validate(dict(content))
     except ValidationError as error:
-        lines = [_explain(model, dict(fault)) for fault in error.errors(include_url=False, include_context=False)]
+        faults = error.errors(include_url=False, include_context=False)
+        lines = [_explain(model, dict(fault), origins or {}) for fault in faults[:FAULTS_SHOWN_MAX]]
+        if len(faults) > FAULTS_SHOWN_MAX:
+            lines.append(f"and {len(faults) - FAULTS_SHOWN_MAX} more")
         raise ConfigurationError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
-def _explain(model: type[BaseModel], fault: dict[str, Any]) -> str:
+def _keys(override: str) -> tuple[str, ...]:
+    return tuple(override.partition("=")[0].strip().split("."))
+
+
+def _variable(keys: Sequence[str]) -> str:
+    return f"environment variable {ENV_PREFIX}{'__'.join(keys).upper()}"
+
+
+def _explain(model: type[BaseModel], fault: dict[str, Any], origins: Mapping[tuple[str, ...], str]) -> str:
     keys = [str(part) for part in fault["loc"]]
     name = ".".join(keys)
+    origin = _origin(keys, origins)
     if fault["type"] == "extra_forbidden":
-        return f"unknown key {name!r}{did_you_mean(keys[-1], _known_keys(model, keys[:-1]))}"
+        return f"unknown key {name!r}{origin}{did_you_mean(keys[-1], _known_keys(model, keys[:-1]))}"
     if fault["type"] == "missing":
         return f"{name} is missing: set it in the file or with --set {name}=VALUE"
-    shown = repr(fault.get("input"))
-    return f"{name} = {shown[:80]}: {fault['msg']}"
+    message = _REMEDIES.get(fault["type"], fault["msg"].removeprefix("Value error, "))
+    if not keys:
+        return str(message)
+    return f"{name} = {_shown(fault.get('input'))}{origin}: {message}"
+
+
+def _shown(value: Any) -> str:
+    """Return a value as text of bounded length, without writing out all of a large one."""
+    return reprlib.repr(value) if isinstance(value, list | tuple | dict | set) else repr(value)[:80]
+
+
+def _origin(keys: Sequence[str], origins: Mapping[tuple[str, ...], str]) -> str:
+    """Return " (from ...)" where the key was not set by the file."""
+    found = ""
+    for path, origin in origins.items():
+        shared = min(len(path), len(keys))
+        if keys and tuple(keys[:shared]) == path[:shared]:
+            found = f" (from {origin})"
+    return found
 
 
 def _known_keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:

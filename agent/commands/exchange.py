@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import threading
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -139,7 +138,8 @@ def _serve(
 
 def _end_with_stdin() -> None:
     """Stop this process when the one that started it is gone, however it ended: the pipe then closes."""
-    while sys.stdin.buffer.read(4096):
+    # not sys.stdin: a thread that waits inside it holds its lock, and the interpreter then cannot end
+    while os.read(0, 4096):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
 

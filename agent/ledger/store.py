@@ -9,17 +9,18 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Row, Select, Table, create_engine, event, make_url, select, update
-from sqlalchemy.exc import DatabaseError, OperationalError, SQLAlchemyError
+from sqlalchemy import URL, Connection, Engine, Row, Select, Table, create_engine, event, make_url, select, update
+from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from agent.ledger import schema
+from agent.ledger.lock import LedgerInUseError, locked_file, locked_server
 
 Values = Mapping[str, Any]
 
@@ -34,11 +35,13 @@ class Ledger:
     Args:
         engine: SQLAlchemy engine whose database is at the newest schema revision.
         url: For messages, without credentials.
+        held: What is released with it: the lock of a daemon's run.
     """
 
-    def __init__(self, engine: Engine, url: str) -> None:
+    def __init__(self, engine: Engine, url: str, held: ExitStack | None = None) -> None:
         self.engine = engine
         self.url = url
+        self._held = held
         self.last_commit_s = 0.0
         self._upsert_of: dict[str, Any] = {}
         self._connection: Connection | None = None
@@ -92,8 +95,12 @@ class Ledger:
 
     def close(self) -> None:
         """Release the database."""
-        self._drop_writer()
-        self.engine.dispose()
+        try:
+            self._drop_writer()
+        finally:
+            self.engine.dispose()
+            if self._held is not None:
+                self._held.close()
 
     # ---- writing, inside a transaction -------------------------------------------------------------
 
@@ -164,7 +171,13 @@ class Ledger:
 
 
 def open_ledger(
-    url: str, *, busy_timeout_s: float = 5.0, free_bytes_min: int = 0, durable: bool = True, create: bool = True
+    url: str,
+    *,
+    busy_timeout_s: float = 5.0,
+    free_bytes_min: int = 0,
+    durable: bool = True,
+    create: bool = True,
+    exclusive: bool = False,
 ) -> Ledger:
     """Open a ledger and bring its schema to the newest revision.
 
@@ -174,51 +187,75 @@ def open_ledger(
         free_bytes_min: Least free space on a SQLite file's disk.
         durable: fsync on every commit; False only for replays, whose ledger can be made again.
         create: False refuses a database that is not there (for commands that only read).
+        exclusive: True for the daemon: refuses a ledger that another daemon runs on, and holds it until `close`.
 
     Raises:
         LedgerError: With the remedy.
     """
-    parsed = make_url(url)
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise LedgerError(
+            "ledger.url is not a database URL: write for example sqlite:///var/tandem.sqlite"
+        ) from None  # neither the value nor SQLAlchemy's words: either may hold a password
     shown = parsed.render_as_string(hide_password=True)
     is_sqlite = parsed.get_backend_name() == "sqlite"
     in_memory = is_sqlite and parsed.database in (None, "", ":memory:")
-    if is_sqlite and not in_memory:
+    on_disk = is_sqlite and not in_memory
+    if on_disk:
         _check_file(Path(str(parsed.database)), free_bytes_min=free_bytes_min, create=create)
-    try:
-        if in_memory:
-            engine = create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False})
-        elif is_sqlite:
-            engine = create_engine(url, connect_args={"timeout": busy_timeout_s, "check_same_thread": False})
-        else:
-            engine = create_engine(url, pool_pre_ping=True)
-    except (SQLAlchemyError, ImportError) as error:
-        raise LedgerError(f"ledger {shown}: {error}; install the driver or correct ledger.url") from error
+    engine = _engine(parsed, shown, busy_timeout_s=busy_timeout_s, in_memory=in_memory)
     if is_sqlite:
         _configure_sqlite(engine, durable=durable, wal=not in_memory)
-    ledger = Ledger(engine, shown)
+    with ExitStack() as held:
+        held.callback(engine.dispose)
+        try:
+            if exclusive:
+                held.enter_context(locked_file(Path(str(parsed.database))) if on_disk else locked_server(engine))
+            _migrate(engine, shown, create=create)
+        except LedgerInUseError as error:
+            raise LedgerError(f"ledger {shown}: {error}: stop it, or give this one another ledger.url") from None
+        except SQLAlchemyError as error:
+            raise _explained(error, shown) from error
+        except OSError as error:
+            raise LedgerError(
+                f"ledger {shown}: {error.filename} cannot be written ({error.strerror}): make the ledger's folder "
+                "writable for this user"
+            ) from error
+        kept = held.pop_all()
+    return Ledger(engine, shown, kept)
+
+
+def _engine(parsed: URL, shown: str, *, busy_timeout_s: float, in_memory: bool) -> Engine:
     try:
-        _migrate(engine)
-    except SQLAlchemyError as error:
-        engine.dispose()
-        raise _explained(error, shown) from error
-    return ledger
+        if in_memory:
+            return create_engine(parsed, poolclass=StaticPool, connect_args={"check_same_thread": False})
+        if parsed.get_backend_name() == "sqlite":
+            return create_engine(parsed, connect_args={"timeout": busy_timeout_s, "check_same_thread": False})
+        return create_engine(parsed, pool_pre_ping=True)
+    except (SQLAlchemyError, ImportError) as error:
+        raise LedgerError(f"ledger {shown}: {error}; install the driver or correct ledger.url") from error
 
 
 def _check_file(path: Path, *, free_bytes_min: int, create: bool) -> None:
-    if not path.exists():
-        if not create:
-            raise LedgerError(f"there is no ledger at {path}: run the daemon first, or correct ledger.url")
-        try:
+    try:
+        if not path.exists():
+            if not create:
+                raise LedgerError(f"there is no ledger at {path}: run the daemon first, or correct ledger.url")
             path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LedgerError(f"the ledger's folder {path.parent} cannot be made: {error}") from error
-    if create and free_bytes_min:
-        free = shutil.disk_usage(path.parent).free
-        if free < free_bytes_min:
-            raise LedgerError(
-                f"only {free:,} bytes are free for the ledger in {path.parent}, {free_bytes_min:,} are wanted: "
-                "free some space or lower ledger.free_bytes_min"
-            )
+        if path.is_dir():
+            raise LedgerError(f"the ledger {path} is a folder: name a file in ledger.url")
+        free = shutil.disk_usage(path.parent).free if create and free_bytes_min else free_bytes_min
+    except OSError as error:
+        raise LedgerError(
+            f"the ledger's folder {path.parent} cannot be used ({error.strerror or error}): make it, writable for "
+            "this user, or correct ledger.url"
+        ) from error
+    if free < free_bytes_min:
+        raise LedgerError(
+            f"only {free:,} bytes are free for the ledger in {path.parent}, {free_bytes_min:,} are wanted: "
+            "free some space or lower ledger.free_bytes_min"
+        )
 
 
 def _configure_sqlite(engine: Engine, *, durable: bool, wal: bool) -> None:
@@ -236,19 +273,37 @@ def _configure_sqlite(engine: Engine, *, durable: bool, wal: bool) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("write") else "BEGIN")
 
 
-def _migrate(engine: Engine) -> None:
+def _migrate(engine: Engine, shown: str, *, create: bool) -> None:
+    """Bring the schema to the newest revision; a database of something else, or of a newer program, is refused."""
     with engine.connect() as connection:
         tables = set(engine.dialect.get_table_names(connection))
+        revision = None
         if "alembic_version" in tables:
-            version = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
-            if version == schema.REVISION:
-                return
+            revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    if revision == schema.REVISION:
+        return
+    if tables and revision is None:
+        raise LedgerError(
+            f"ledger {shown}: it holds tables of something else ({', '.join(sorted(tables)[:4])}): correct ledger.url"
+        )
     # Alembic is imported only when there is something to do: it would double the start-up time.
     from alembic import command  # noqa: PLC0415 - see above
     from alembic.config import Config  # noqa: PLC0415 - see above
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 - see above
 
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if revision is not None and revision not in known:
+        raise LedgerError(
+            f"ledger {shown}: its schema revision {revision!r} is not known to this program, whose newest is "
+            f"{schema.REVISION!r}: run the newer program that made it, or give another ledger.url"
+        )
+    if not create:
+        raise LedgerError(
+            f"ledger {shown}: its schema revision {revision!r} is older than {schema.REVISION!r}: start the daemon "
+            "once, it brings the ledger up to date"
+        )
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

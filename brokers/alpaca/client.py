@@ -164,8 +164,8 @@ class AlpacaClient:
                 backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
             if self._monotonic() + wait_s > deadline:
                 raise UnavailableError(
-                    f"{self.settings.kind} GET {path} got no usable answer within {self.settings.outage_s_max:g} s "
-                    f"({last}); next attempt would be in {wait_s:.1f} s"
+                    f"{self.settings.kind} at {self.settings.trading_url}: GET {path} got no usable answer within "
+                    f"{self.settings.outage_s_max:g} s ({last}): check that it runs there, or correct venue.url"
                 )
             await self._sleep(wait_s)
 

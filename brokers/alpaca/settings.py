@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import SecretStr
 
@@ -155,15 +155,27 @@ def check_host(url: str, allowed: frozenset[str]) -> None:
     """
     parts = urlsplit(url)
     host = (parts.hostname or "").rstrip(".").lower()
+    if not host:
+        raise AuthError(
+            f"venue.url {url.rpartition('@')[2][:80]!r} names no host: write for example http://127.0.0.1:8080"
+        )
     if parts.username is not None or parts.path.strip("/") or parts.query or parts.fragment:
-        raise AuthError("a venue URL is scheme, host and port alone: remove user, path and query from it")
+        raise AuthError(f"venue.url on {host} is scheme, host and port alone: remove user, path and query from it")
+    _check_port(parts, host)
     if is_loopback(url) and parts.scheme in {"http", "https"}:
         return
     names = ", ".join(sorted(allowed))
     if host not in allowed:
-        raise AuthError(f"host {host!r} is refused: paper trading alone is allowed, on {names} or loopback")
+        raise AuthError(f"venue.url: host {host!r} is refused: paper trading alone is allowed, on {names} or loopback")
     if parts.scheme != "https":
         raise AuthError(f"{parts.scheme}://{host} is refused: plain HTTP stays on loopback, write https://{host}")
+
+
+def _check_port(parts: SplitResult, host: str) -> None:
+    try:
+        _ = parts.port
+    except ValueError as error:
+        raise AuthError(f"venue.url on {host}: {error}; write for example http://127.0.0.1:8080") from None
 
 
 def load_credentials(settings: AlpacaSettings, environ: Mapping[str, str] | None = None) -> Credentials:
@@ -189,7 +201,8 @@ def _secret(settings: AlpacaSettings, file: Path | None, variable: str, environ:
         try:
             value = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise AuthError(f"{source} cannot be read ({type(error).__name__}): write the key into it") from None
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise AuthError(f"{source} cannot be read ({reason}): write the key into it") from None
     value = value.strip()
     if not value:
         raise AuthError(f"{source} is empty: Alpaca needs a key, set {variable} or name a file that holds it")

@@ -244,7 +244,7 @@ class Transport:
         except (APIError, json.JSONDecodeError, requests.exceptions.JSONDecodeError, RecursionError):
             refused = True
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            return Answer(None, text=self._credentials.scrub(f"{type(error).__name__}: {error}")[:_TEXT_MAX])
+            return Answer(None, text=self._credentials.scrub(f"{type(error).__name__}: {_cause(error)}")[:_TEXT_MAX])
         response = rest.limits.take_last()
         if response is None:
             return Answer(None, text="no answer was read")
@@ -259,3 +259,13 @@ class Transport:
         except (ValueError, RecursionError):
             body, is_json = None, False
         return Answer(response.status_code, body, is_json=is_json, text=text[:_TEXT_MAX], headers=response.headers)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the network's own failure out of those that the client's layers wrapped around it."""
+    while error.args:
+        inner = getattr(error.args[0], "reason", None) or (error.args[0] if len(error.args) == 1 else None)
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    return error
