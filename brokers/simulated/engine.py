@@ -310,7 +310,7 @@ class MatchingEngine:
         marks = money.marks(state, self._market)
         found: dict[str, Position] = {}
         for symbol, holding in sorted(state.account.holdings.items()):
-            free = self._standing(state, symbol).available
+            free = money.available_qty(state, symbol)
             found[symbol] = Position(
                 symbol=symbol,
                 qty=holding.qty,

@@ -22,6 +22,7 @@ class Market:
     def __init__(self, feed: Feed) -> None:
         self._series = dict(feed.series)
         self._visible: dict[str, int] = {}
+        self._prices: dict[str, tuple[int, Decimal]] = {}
 
     def forget(self) -> None:
         """Forget how far each symbol had come: time may have gone back."""
@@ -40,10 +41,15 @@ class Market:
         self._visible[symbol] = count
         return count
 
-    def last_close(self, symbol: str, now_ns: int) -> float | None:
-        """Return the last completed close; None before the first."""
+    def last_price(self, symbol: str, now_ns: int) -> Decimal | None:
+        """Return the last completed close as money; None before the first."""
         count = self.visible(symbol, now_ns)
-        return float(self._series[symbol].close[count - 1]) if count else None
+        if not count:
+            return None
+        priced = self._prices.get(symbol)
+        if priced is None or priced[0] != count:
+            priced = self._prices[symbol] = (count, quantise(float(self._series[symbol].close[count - 1])))
+        return priced[1]
 
     def previous_close(self, symbol: str, now_ns: int) -> Decimal | None:
         """Return the close before the last completed one; None where there is none."""

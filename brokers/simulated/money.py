@@ -5,10 +5,10 @@ from __future__ import annotations
 from decimal import Decimal
 
 from brokers.account import ZERO
-from brokers.costs import quantise
 from brokers.domain import OrderState, OrderType
 from brokers.simulated import rules
 from brokers.simulated.market import Market
+from brokers.simulated.orders import BookOrder
 from brokers.simulated.state import State
 
 
@@ -16,9 +16,9 @@ def marks(state: State, market: Market) -> dict[str, Decimal]:
     """Return the last completed close of every held symbol."""
     found: dict[str, Decimal] = {}
     for symbol in state.account.holdings:
-        price = market.last_close(symbol, state.now_ns)
+        price = market.last_price(symbol, state.now_ns)
         if price is not None:
-            found[symbol] = quantise(price)
+            found[symbol] = price
     return found
 
 
@@ -31,16 +31,14 @@ def buying_power(state: State, market: Market, leverage: Decimal) -> Decimal:
     prices = marks(state, market)
     power = leverage * state.account.equity(prices)
     for symbol, holding in state.account.holdings.items():
-        side = rules.closing_side(holding.qty)
-        closing = sum(
-            (
-                max(order.remaining_qty - order.opening_qty, ZERO)
-                for order in state.live.get(symbol, {}).values()
-                if order.side is side and order.type is OrderType.MARKET
-            ),
-            ZERO,
-        )
-        power -= max(abs(holding.qty) - closing, ZERO) * prices[symbol]
+        exposed = abs(holding.qty)
+        if symbol in state.live:
+            side = rules.closing_side(holding.qty)
+            for order in state.live[symbol].values():
+                if order.side is side and order.type is OrderType.MARKET:
+                    exposed -= max(order.remaining_qty - order.opening_qty, ZERO)
+            exposed = max(exposed, ZERO)
+        power -= exposed * prices[symbol]
     for orders in state.live.values():
         for order in orders.values():
             if order.opening_qty:
@@ -48,18 +46,31 @@ def buying_power(state: State, market: Market, leverage: Decimal) -> Decimal:
     return max(power, ZERO)
 
 
+def available_qty(state: State, symbol: str) -> Decimal:
+    """Return the magnitude of a position that no working order claims."""
+    position = state.account.qty(symbol)
+    side = rules.closing_side(position)
+    if side is None:
+        return ZERO
+    return max(abs(position) - sum(rules.claimed_qty(_working(state, symbol), side), ZERO), ZERO)
+
+
 def standing(state: State, market: Market, symbol: str, leverage: Decimal) -> rules.Standing:
     """Return what decides whether one more order of a symbol fits."""
     position = state.account.qty(symbol)
-    working = tuple(order for order in state.live.get(symbol, {}).values() if order.state is not OrderState.HELD)
+    working = _working(state, symbol)
     side = rules.closing_side(position)
     by_legs, by_orders = rules.claimed_qty(working, side) if side is not None else (ZERO, ZERO)
-    price = market.last_close(symbol, state.now_ns)
     return rules.Standing(
         position=position,
         held_by_legs=by_legs,
         held_by_orders=by_orders,
         working=working,
-        last_price=None if price is None else quantise(price),
+        last_price=market.last_price(symbol, state.now_ns),
         buying_power=buying_power(state, market, leverage),
     )
+
+
+def _working(state: State, symbol: str) -> tuple[BookOrder, ...]:
+    orders = state.live.get(symbol)
+    return () if orders is None else tuple(order for order in orders.values() if order.state is not OrderState.HELD)
