@@ -82,7 +82,7 @@ app = typer.Typer(
 )
 
 
-def _version(*, value: bool) -> None:
+def _version(value: bool) -> None:  # noqa: FBT001 - Typer hands the flag's value over by position
     if value:
         from importlib.metadata import version  # noqa: PLC0415 - only when asked
 
@@ -92,10 +92,16 @@ def _version(*, value: bool) -> None:
 
 @app.callback()
 def root(
-    version: bool = typer.Option(False, "--version", help="Show the version and exit.", is_eager=True),  # noqa: FBT001, FBT003 - Typer's way to declare a flag
+    version: bool = typer.Option(  # noqa: FBT001 - Typer's way to declare a flag
+        False,  # noqa: FBT003 - as above
+        "--version",
+        help="Show the version and exit.",
+        is_eager=True,
+        callback=_version,
+    ),
 ) -> None:
     """Two minds decide at every bar close; orders go to paper only."""
-    _version(value=version)
+    del version  # told by its callback, which needs no sub-command
 
 
 def main() -> None:

@@ -10,6 +10,8 @@ import traceback
 from typing import Any
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
+_INTERRUPTED = 130
+"""What the command-line parser makes of Ctrl-C."""
 
 USER_ERRORS = frozenset(
     {
@@ -53,6 +55,9 @@ def run_guarded(app: Any) -> int:
         return FAILED
     except Exception as error:  # noqa: BLE001 - the last guard: told in one screen or as a traceback
         return _told(error)
+    if result == _INTERRUPTED:
+        sys.stderr.write("interrupted\n")
+        return FAILED
     return int(result) if isinstance(result, int) and not isinstance(result, bool) else DONE
 
 
