@@ -6,6 +6,7 @@ kill, because nothing is kept here that the ledger does not hold.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, MutableMapping, ValuesView
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -37,6 +38,45 @@ class KnownOrder:
     limit_price: Decimal | None
 
 
+class KnownOrders(MutableMapping[str, KnownOrder]):
+    """Orders by client id, oldest first, and by symbol: a close asks for those of each symbol several times."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, KnownOrder] = {}
+        self._by_symbol: dict[str, dict[str, KnownOrder]] = {}
+
+    def of(self, symbol: str) -> ValuesView[KnownOrder]:
+        """Return the orders of one symbol, oldest first."""
+        return self._by_symbol.get(symbol, {}).values()
+
+    def values(self) -> ValuesView[KnownOrder]:
+        """Return every order, oldest first."""
+        return self._by_id.values()
+
+    def __getitem__(self, client_id: str) -> KnownOrder:
+        return self._by_id[client_id]
+
+    def __setitem__(self, client_id: str, order: KnownOrder) -> None:
+        self._by_id[client_id] = order
+        self._by_symbol.setdefault(order.symbol, {})[client_id] = order
+
+    def __delitem__(self, client_id: str) -> None:
+        symbol = self._by_id.pop(client_id).symbol
+        of_symbol = self._by_symbol[symbol]
+        del of_symbol[client_id]
+        if not of_symbol:
+            del self._by_symbol[symbol]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_id)
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __repr__(self) -> str:
+        return f"KnownOrders({list(self._by_id)})"
+
+
 @dataclass(slots=True)
 class ArmedExit:
     """The protective exits of one open position: at the venue, or armed locally."""
@@ -57,7 +97,7 @@ class TradingState:
     """
 
     book: AccountBook = field(default_factory=lambda: AccountBook(cash=Decimal(0)))
-    orders: dict[str, KnownOrder] = field(default_factory=dict)
+    orders: KnownOrders = field(default_factory=KnownOrders)
     intents: dict[str, Intent] = field(default_factory=dict)
     exits: dict[str, ArmedExit] = field(default_factory=dict)
     rejects: dict[str, int] = field(default_factory=dict)
@@ -108,12 +148,12 @@ class TradingState:
 
     def working_orders(self, symbol: str) -> list[KnownOrder]:
         """Return the symbol's orders that may still fill."""
-        return [order for order in self.orders.values() if order.symbol == symbol and not order.state.is_terminal]
+        return [order for order in self.orders.of(symbol) if not order.state.is_terminal]
 
     def working_entry(self, symbol: str) -> KnownOrder | None:
         """Return the symbol's entry that may still fill."""
-        for order in self.orders.values():
-            if order.symbol == symbol and order.leg is Leg.ENTRY and not order.state.is_terminal:
+        for order in self.orders.of(symbol):
+            if order.leg is Leg.ENTRY and not order.state.is_terminal:
                 return order
         return None
 
