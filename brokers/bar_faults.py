@@ -16,6 +16,9 @@ PRICES = ("open", "high", "low", "close")
 ROUNDING = 1e-9
 """Relative excess of open or close over high (under low) that is rounding of adjusted prices, not a fault."""
 
+PRICE_MIN, PRICE_MAX = 1e-9, 1e12
+"""Fill prices are rounded to 1e-9 (`brokers.costs.PRICE_QUANTUM`): smaller ones would become zero."""
+
 IMPORT = "repair with `tandem data import`"
 
 
@@ -74,6 +77,13 @@ def find_faults(columns: Mapping[str, Mapping[str, NDArray[Any]]], signals: Sequ
             _not_finite(signals),
         ),
         ("a price is zero or negative", "drop the row: returns need positive prices", _not_positive(PRICES)),
+        (
+            "a price is too small or too large",
+            f"quote the symbol in another unit: prices from {PRICE_MIN:g} to {PRICE_MAX:g} can be traded",
+            _any_of(
+                PRICES, lambda values: ((values > 0) & (values < PRICE_MIN)) | (values > PRICE_MAX) & (values < np.inf)
+            ),
+        ),
         ("high, low, open and close contradict each other", "fetch these bars again from their source", _inconsistent),
         ("volume is negative", "fetch these bars again from their source", _negative_volume),
         ("adj_factor is not a positive number", "write 1 where nothing is adjusted", _bad_factor),

@@ -8,6 +8,7 @@ Nothing is repaired here: a file with faults is refused with one error that list
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -49,6 +50,12 @@ RESERVED = frozenset(
 """Columns with fixed meanings beside the required ones; never features by themselves. So are `bid_*` and `ask_*`."""
 RESERVED_PREFIXES = ("bid_", "ask_")
 
+NAMES_SHOWN_MAX = 12
+NAME_LENGTH_SHOWN_MAX = 40
+_FIRST_YEAR, _LAST_YEAR = 1700, 2250
+"""Nanoseconds since 1970 fit 64 bits from 1678 to 2262."""
+_DUPLICATED = re.compile(r"(.+)_duplicated_\d+")
+"""How Polars calls a column whose name the header of a CSV holds a second time."""
 _AWARE = r"(Z|[+-]\d{2}:?\d{2})$"
 _DATE_ONLY = r"^\d{4}-\d{2}-\d{2}$"
 
@@ -138,7 +145,7 @@ def read_columns(
         raise BarsError(
             str(source), [Fault("a name was given to a file that names its symbols", "", "", symbol, 0, msg)]
         )
-    numeric = [n for n, t in schema.items() if (t.is_numeric() or t == pl.Boolean) and n not in REQUIRED]
+    numeric = [n for n, t in schema.items() if (t.is_numeric() or t == pl.Boolean) and n not in {*REQUIRED, "symbol"}]
     reserved = tuple(n for n in numeric if is_reserved(n))
     signals = tuple(n for n in numeric if not is_reserved(n))
     ignored = [n for n in schema if n not in {*REQUIRED, *numeric, "symbol"}]
@@ -159,10 +166,12 @@ def read_columns(
         frame = chosen.collect()
     except pl.exceptions.PolarsError as error:
         raise BarsError(str(source), [_unreadable(error)]) from error
-    found = _timestamp_faults(frame, naive=naive)
-    frame = frame.drop_nulls("start_ns")
+    found = [*_symbol_faults(frame), *_timestamp_faults(frame, naive=naive)]
+    frame = frame.drop_nulls(["start_ns", "symbol"])
     parts = frame.partition_by("symbol", as_dict=True, maintain_order=True)
     by_symbol = {str(key[0]): _to_numpy(part) for key, part in sorted(parts.items(), key=lambda item: str(item[0][0]))}
+    if found and not by_symbol:
+        raise BarsError(str(source), found)
     _check_presence(source, lazy.select(name), by_symbol, symbols)
     return RawBars(str(source), by_symbol, signals, reserved, found)
 
@@ -258,6 +267,8 @@ def _series(
 def _scan(path: Path) -> pl.LazyFrame:
     import polars as pl  # noqa: PLC0415  heavy: only who reads files pays for it
 
+    if path.is_dir():
+        raise BarsError(str(path), [Fault("it is a folder", "", "", str(path), 0, "name a Parquet or CSV file in it")])
     if not path.is_file():
         fault = Fault("no such file", "", "", str(path), 0, "name a Parquet or CSV file")
         raise BarsError(str(path), [fault])
@@ -274,8 +285,17 @@ def _scan(path: Path) -> pl.LazyFrame:
 
 
 def _unreadable(error: Exception) -> Fault:
+    if isinstance(error, PermissionError):
+        return Fault("the file cannot be read", "", "", "permission denied", 0, "make it readable for this user")
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     return Fault("the file cannot be read", "", "", text, 0, "check that it is whole and of the type its name says")
+
+
+def _names_text(names: Iterable[str]) -> str:
+    """Return names that a file gave, made fit for one line: a damaged header may hold anything."""
+    every = list(names)
+    shown = [repr(name[:NAME_LENGTH_SHOWN_MAX])[1:-1] for name in every[:NAMES_SHOWN_MAX]]
+    return ", ".join(shown) + (f" and {len(every) - len(shown)} more" if len(every) > len(shown) else "")
 
 
 def _structural_faults(schema: Mapping[str, Any]) -> list[Fault]:
@@ -285,8 +305,11 @@ def _structural_faults(schema: Mapping[str, Any]) -> list[Fault]:
     faults = []
     missing = [name for name in REQUIRED if name not in schema]
     if missing:
-        remedy = f"rename or add them; the file has {', '.join(schema) or 'none'}"
+        remedy = f"rename or add them; the file has {_names_text(schema) or 'none'}"
         faults.append(Fault("columns are missing", "", "", ", ".join(missing), 0, remedy))
+    twice = [match[1] for name in schema if (match := _DUPLICATED.fullmatch(name)) and match[1] in schema]
+    if twice:
+        faults.append(Fault("columns have the same name", "", "", _names_text(twice), 0, "keep one of each"))
     texts = [n for n in (*PRICES, "volume") if n in schema and not (schema[n].is_numeric() or schema[n] == pl.String)]
     if texts:
         faults.append(
@@ -305,13 +328,17 @@ def _start_ns(dtype: Any, timezone: str | None) -> tuple[pl.Expr, pl.Expr]:
 
     stamp = pl.col("timestamp")
     zone = timezone or "UTC"
-    if dtype == pl.Date:
-        return stamp.cast(pl.Datetime("ns")).dt.epoch("ns"), pl.lit(value=False)
     if dtype != pl.String:
+        held = pl.when(stamp.dt.year().is_between(_FIRST_YEAR, _LAST_YEAR)).then(stamp)
+        if dtype == pl.Date:
+            return held.cast(pl.Datetime("ns")).dt.epoch("ns"), pl.lit(value=False)
         if dtype.time_zone is not None:
-            return stamp.dt.epoch("ns"), pl.lit(value=False)
-        return stamp.dt.replace_time_zone(zone).dt.epoch("ns"), pl.lit(timezone is None)
+            return held.dt.epoch("ns"), pl.lit(value=False)
+        return held.dt.replace_time_zone(zone).dt.epoch("ns"), pl.lit(timezone is None)
     text = stamp.str.strip_chars()
+    # year first: whether 01/02/2024 is in January or February would be a guess
+    year = text.str.extract(r"^(\d{4})").cast(pl.Int32, strict=False)
+    text = pl.when(year.is_between(_FIRST_YEAR, _LAST_YEAR)).then(text)
     is_date = text.str.contains(_DATE_ONLY)
     is_aware = text.str.contains(_AWARE) & ~is_date
     aware = pl.when(is_aware).then(text).str.to_datetime(time_unit="ns", time_zone="UTC", strict=False)
@@ -323,15 +350,29 @@ def _start_ns(dtype: Any, timezone: str | None) -> tuple[pl.Expr, pl.Expr]:
     return parsed, naive
 
 
+def _symbol_faults(frame: pl.DataFrame) -> list[Fault]:
+    import polars as pl  # noqa: PLC0415  heavy: only who reads files pays for it
+
+    name = pl.col("symbol")
+    unnamed = frame.filter(name.is_null() | name.str.strip_chars().is_in(["", ".", ".."]))
+    if not len(unnamed):
+        return []
+    at = unnamed["start_ns"][0]
+    where = "a row" if at is None else f"the bar at {rfc3339(at)}"
+    return [Fault("a row names no symbol", "", "", where, len(unnamed), "write the symbol into every row")]
+
+
 def _timestamp_faults(frame: pl.DataFrame, *, naive: pl.Expr) -> list[Fault]:
     import polars as pl  # noqa: PLC0415  heavy: only who reads files pays for it
 
     faults = []
     unread = frame.filter(pl.col("start_ns").is_null())
     if len(unread):
-        remedy = "write aware times, for example 2024-01-31T14:30:00Z"
-        text = str(unread["_text"][0] or "empty")
-        faults.append(Fault("a timestamp cannot be read", str(unread["symbol"][0]), text, "", len(unread), remedy))
+        remedy = f"write aware times of {_FIRST_YEAR} to {_LAST_YEAR}, for example 2024-01-31T14:30:00Z"
+        text = _names_text([str(unread["_text"][0] or "an empty row")])
+        symbol = _names_text([str(unread["symbol"][0])])
+        what = "empty, or not a time in that range"
+        faults.append(Fault("a timestamp cannot be read", symbol, text, what, len(unread), remedy))
     unaware = frame.filter(pl.col("start_ns").is_not_null() & naive)
     if len(unaware):
         remedy = "write them in UTC with a zone (2024-01-31T14:30:00Z), or `tandem data import --timezone ZONE`"
@@ -349,7 +390,7 @@ def _check_presence(
     if not absent and found:
         return
     known = names.unique().collect()["symbol"].sort().to_list()
-    has = ", ".join(str(name) for name in known[:10]) + (" …" if len(known) > 10 else "")
+    has = _names_text(str(name) for name in known)
     if absent:
         fault = Fault("no bars of a symbol", ", ".join(absent), "", ", ".join(absent), 0, f"the file has {has}")
     else:
