@@ -154,6 +154,7 @@ async def wire(
         state=state,
         default_exits=default_exits(settings, instruments),
         metrics=metrics,
+        pause=pause,
     )
     desk = OrderDesk(
         broker=venue.broker,

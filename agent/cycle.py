@@ -26,7 +26,7 @@ from agent.ledger.store import Ledger
 from agent.metrics import Metrics
 from agent.orders import Intent, intent_id
 from agent.parts import Parts
-from agent.records import record_position, write_exit
+from agent.records import record_outcome, record_position, write_exit
 from agent.risk import AccountRisk, SymbolRisk, breach, judge_entry
 from agent.settings import Settings
 from agent.trading_state import ArmedExit, TradingState
@@ -128,6 +128,7 @@ class Trader:
         """Carry out what was decided and not finished, in its old order: the same path after a kill and live."""
         if self.state.intents:
             await self._carry_out(list(self.state.intents.values()))
+            await self.parts.reconciler.sync()  # what was found there may have filled in the meantime
         elif not self.state.last_close_done and self.state.last_close is not None:
             self._close_cycle({}, [])
 
@@ -151,9 +152,10 @@ class Trader:
 
     async def _look(self, close: datetime) -> _View:
         bars = await self._new_bars(close)
-        self.parts.features.append_many(bar for found in bars.values() for bar in found)
         account = await self.parts.broker.account()
         positions = await self.parts.broker.positions()
+        # last, when nothing can fail any more: a look that fails is repeated with the same bars
+        self.parts.features.append_many(bar for found in bars.values() for bar in found)
         features_SF = self.parts.features.latest(self.symbols)
         return _View(
             close_time=close,
@@ -477,7 +479,8 @@ class Trader:
         )
 
     def _unresolved(self, symbol: str) -> bool:
-        return any(
+        """Tell whether an order's fate is not known, or an intent of an earlier close still waits to be sent."""
+        return any(intent.symbol == symbol for intent in self.state.intents.values()) or any(
             order.state in (OrderState.SUBMITTING, OrderState.UNKNOWN) for order in self.state.working_orders(symbol)
         )
 
@@ -668,18 +671,14 @@ class Trader:
         self._close_cycle(outcomes, intents)
 
     def _close_cycle(self, outcomes: Mapping[str, Reason], intents: Sequence[Intent]) -> None:
-        """Write what became of the decisions; the cycle is done once nothing of it is left to send."""
+        """Write what the unfinished intents wait for; the cycle is done once nothing of it is left to send.
+
+        The outcome of a finished intent was written with its end.
+        """
         with self.ledger.transaction() as connection:
             for intent in intents:
-                reason = outcomes.get(intent.intent_id)
-                if reason is None or intent.leg in (Leg.STOP, Leg.TAKE_PROFIT):
-                    continue
-                connection.execute(
-                    update(schema.decisions)
-                    .where(schema.decisions.c.close_time == intent.close_time)
-                    .where(schema.decisions.c.symbol == intent.symbol)
-                    .values(outcome=reason.value)
-                )
+                if intent.intent_id in self.state.intents and intent.intent_id in outcomes:
+                    record_outcome(connection, intent, outcomes[intent.intent_id])
             if not self.state.intents:
                 connection.execute(
                     update(schema.cycles).where(schema.cycles.c.status == "decided").values(status="done")

@@ -10,15 +10,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any
 
 import structlog
-from apscheduler.events import EVENT_JOB_MISSED
 
 from agent.app import StartError, Venue, check_bar_store, end_run, make_calendar, make_strategy, wire
 from agent.cycle import CycleReport, Trader
@@ -26,7 +24,7 @@ from agent.health import HealthServer, Probes, Readiness
 from agent.ledger.store import Ledger, open_ledger
 from agent.metrics import Metrics
 from agent.parts import Parts
-from agent.schedule import MISSED_OR_FAILED, VenueScheduler
+from agent.schedule import VenueScheduler
 from agent.settings import Settings
 from agent.systemd import Notifier
 from agent.venue import check_venue, open_venue
@@ -172,9 +170,9 @@ class Daemon:
         found = await parts.reconciler.reconcile()
         first = first_close(parts)
         self._count_missed(parts, first)
-        parts.newest_bars = await parts.history.warm_all(
-            parts.calendar.previous_close(first, parts.settings.bar_period)
-        )
+        # not the bar of the first close itself: that close may be due now, and its bar is new to it
+        before = parts.calendar.previous_close(first - timedelta(microseconds=1), parts.settings.bar_period)
+        parts.newest_bars = await parts.history.warm_all(before)
         trader = Trader(parts)
         await trader.resume()
         account = await parts.broker.account()
@@ -194,13 +192,13 @@ class Daemon:
 
     async def _live(self, parts: Parts, trader: Trader, first: datetime) -> None:
         """Wait for venue time, run what is due, until there is nothing left to do."""
-        scheduler = VenueScheduler(parts.clock, parts.settings.daemon.misfire_grace_s)
-        scheduler.add_listener(lambda event: self._job_missed(parts, event), MISSED_OR_FAILED)
+        jobs = _Jobs(self, parts, trader)
+        scheduler = jobs.scheduler
         scheduler.start()
-        jobs = _Jobs(self, parts, trader, scheduler)
         try:
             jobs.plan_close(first)
             jobs.plan_upkeep()
+            jobs.check_feed(first)
             while not jobs.finished:
                 wakeup = scheduler.next_wakeup()
                 if wakeup is None:
@@ -221,23 +219,17 @@ class Daemon:
             self.notifier.watchdog(self.probes)
             await asyncio.sleep(HEARTBEAT_S)
 
-    def _job_missed(self, parts: Parts, event: Any) -> None:
-        if event.code != EVENT_JOB_MISSED:
-            return
-        self.metrics.missed_job(event.job_id)
-        with parts.ledger.transaction() as connection:
-            detail = f"job {event.job_id} of {event.scheduled_run_time.isoformat()} came too late and was not run"
-            parts.ledger.incident(connection, parts.clock.now(), "missed_job", detail)
-        log.error("job missed", job=event.job_id, scheduled=event.scheduled_run_time.isoformat())
-
     def _count_missed(self, parts: Parts, first: datetime) -> None:
         """Count the closes that passed while no daemon ran; they were not decided, and the ledger says so."""
         last = parts.state.last_close
         if last is None:
             return
         missed = [c for c in parts.calendar.closes_between(last, first, parts.settings.bar_period) if c < first]
-        if not missed:
-            return
+        if missed:
+            self.missed_closes(parts, missed)
+
+    def missed_closes(self, parts: Parts, missed: Sequence[datetime]) -> None:
+        """Count closes that nobody decided, and tell of them once."""
         for _ in missed:
             self.metrics.missed_job("close")
         detail = f"{len(missed)} closes from {missed[0].isoformat()} to {missed[-1].isoformat()} passed undecided"
@@ -264,11 +256,11 @@ class Daemon:
 class _Jobs:
     """The daemon's jobs; each plans its own successor."""
 
-    def __init__(self, daemon: Daemon, parts: Parts, trader: Trader, scheduler: VenueScheduler) -> None:
+    def __init__(self, daemon: Daemon, parts: Parts, trader: Trader) -> None:
         self.daemon = daemon
         self.parts = parts
         self.trader = trader
-        self.scheduler = scheduler
+        self.scheduler = VenueScheduler(parts.clock, parts.settings.daemon.misfire_grace_s, self.missed)
         self.finished = ""
         grace_s = 0.0 if parts.clock.stepped else parts.settings.daemon.bar_grace_s
         self._grace = timedelta(seconds=grace_s)
@@ -305,12 +297,31 @@ class _Jobs:
             parts.history.compact(close)
         self._check_end()
         if not self.finished:
-            upcoming = parts.calendar.next_close(close, parts.settings.bar_period)
-            while not parts.clock.stepped and upcoming + self._limit() < parts.clock.now():
-                self.daemon.metrics.missed_job("close")
-                self._failed("missed_closes", f"close {upcoming.isoformat()} passed while the daemon was busy")
-                upcoming = parts.calendar.next_close(upcoming, parts.settings.bar_period)
-            self.plan_close(upcoming)
+            self._plan_next(close)
+
+    def missed(self, name: str, scheduled: datetime) -> None:
+        """Count a job that came too late to be run (the machine slept, say), and go on with the closes after it."""
+        self.daemon.metrics.missed_job(name)
+        self._failed("missed_job", f"job {name} of {scheduled.isoformat()} came too late and was not run")
+        if name == "close":
+            self._plan_next(scheduled - self._grace)
+
+    def check_feed(self, first: datetime) -> None:
+        """Finish at once where a former run has decided the last close of the feed."""
+        if getattr(self.parts.clock, "feed_ended", False) and first > self.parts.clock.now():
+            self.finished = "feed ended"
+
+    def _plan_next(self, close: datetime) -> None:
+        """Plan the first close after one that can still be traded on; those in between are missed, and counted."""
+        parts = self.parts
+        upcoming = parts.calendar.next_close(close, parts.settings.bar_period)
+        missed: list[datetime] = []
+        while not parts.clock.stepped and upcoming + max(self._limit(), self._grace) < parts.clock.now():
+            missed.append(upcoming)
+            upcoming = parts.calendar.next_close(upcoming, parts.settings.bar_period)
+        if missed:
+            self.daemon.missed_closes(parts, missed)
+        self.plan_close(upcoming)
 
     async def sync(self) -> None:
         """Look at working orders and at locally armed exits."""

@@ -22,7 +22,7 @@ from agent.ledger.store import Ledger, update_intent
 from agent.metrics import Metrics
 from agent.orders import Intent, IntentState, client_order_id, request_of
 from agent.reconcile import Reconciler
-from agent.records import record_orders
+from agent.records import arm_exits, record_orders, record_outcome
 from agent.trading_state import KnownOrder, TradingState, known_order
 from brokers.domain import (
     BrokerError,
@@ -46,6 +46,8 @@ CANCEL_WAIT_S_MAX = 5.0
 """Longest wall wait for cancelled orders to become terminal before a close."""
 LOOKUP_PAUSES_S = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Waits between two look-ups of an unknown order; the last one repeats."""
+LOOKUPS_MAX = 10_000
+"""Most look-ups of one order, whatever the clock says."""
 
 
 @unique
@@ -103,7 +105,11 @@ class OrderDesk:
         self.pause = pause
 
     async def execute(self, intents: Sequence[Intent]) -> dict[str, Reason]:
-        """Carry out intents in their order; returns the outcome by intent id."""
+        """Carry out intents in their order; returns the outcome by intent id.
+
+        An intent whose outcome is not known stays planned, and so does a close that could not be sent: both are
+        carried out again by the next call with them, also in another process.
+        """
         outcomes: dict[str, Reason] = {}
         for intent in sorted(intents, key=lambda i: (i.close_time, i.sequence)):
             outcomes[intent.intent_id] = await self._carry_out(intent)
@@ -115,11 +121,15 @@ class OrderDesk:
             settled = await self._settle_former(intent, former)
             if settled is not None:
                 return settled
-        for attempt in range(len(attempts) + 1, self.limits.attempts_max + 1):
+        # attempts that a kill cut short are proven absent by now: they use up none of this process's
+        for attempt in range(len(attempts) + 1, len(attempts) + 1 + self.limits.attempts_max):
             outcome = await self._attempt(intent, attempt)
             if outcome is not None:
                 return outcome
-        return self._drop(intent, Reason.NO_ANSWER, "the venue never had any of its attempts")
+        note = "the venue never had any of its attempts"
+        if intent.leg is Leg.ENTRY:
+            return self._drop(intent, Reason.NO_ANSWER, note)
+        return self._postpone(intent, Reason.NO_ANSWER, note)
 
     def _former_attempts(self, intent: Intent) -> list[KnownOrder]:
         question = (
@@ -136,7 +146,7 @@ class OrderDesk:
         if former.state is OrderState.REJECTED:
             return self._drop(intent, Reason.REJECTED, "rejected before the restart")
         if former.state not in (OrderState.SUBMITTING, OrderState.UNKNOWN):
-            return self._finish(intent, Reason.TRADED)
+            return self._finish(intent, Reason.TRADED, reached_venue=True)
         found = await self._look_up(former.client_id)
         return self._settle_found(intent, former.client_id, found)
 
@@ -144,6 +154,10 @@ class OrderDesk:
         """Make one wire attempt; None where the venue provably has nothing of it and another may follow."""
         if intent.valid_until is not None and self.clock.now() > intent.valid_until:
             return self._drop(intent, Reason.LATE, f"not sent by {intent.valid_until.isoformat()}")
+        if intent.leg is Leg.ENTRY:
+            held_back = self._close_before(intent)
+            if held_back is not None:
+                return held_back
         qty = intent.qty
         if intent.leg is not Leg.ENTRY:
             freed = await self._free_position(intent)
@@ -155,6 +169,20 @@ class OrderDesk:
         request = request_of(intent, client_id, qty, at_venue=at_venue)
         self._commit_submitting(intent, request, attempt)
         return await self._send(intent, request)
+
+    def _close_before(self, intent: Intent) -> Reason | None:
+        """Tell whether an entry must wait for, or go down with, the close of the same decision (a reversal)."""
+        question = (
+            select(schema.intents.c.state)
+            .where(schema.intents.c.close_time == intent.close_time, schema.intents.c.symbol == intent.symbol)
+            .where(schema.intents.c.leg != Leg.ENTRY.value)
+        )
+        states = {row.state for row in self.ledger.rows(question)}
+        if IntentState.PLANNED.value in states:
+            return self._postpone(intent, Reason.ORDER_WORKING, "the position that it follows is not closed yet")
+        if IntentState.DROPPED.value in states:
+            return self._drop(intent, Reason.ORDER_WORKING, "the position that it follows was not closed")
+        return None
 
     async def _send(self, intent: Intent, request: OrderRequest) -> Reason | None:
         try:
@@ -212,12 +240,12 @@ class OrderDesk:
     def _accepted(self, intent: Intent, order: Order) -> Reason:
         with self.ledger.transaction() as connection:
             record_orders(connection, self.ledger, self.state, [order], self.clock.now())
-            update_intent(connection, intent.intent_id, state=IntentState.DONE.value)
+            arm_exits(connection, self.ledger, self.state, self.clock.now())
+            self._settle(connection, intent, IntentState.DONE, Reason.TRADED)
             self._reset_rejects(connection, intent.symbol)
             if order.reason == "legs_missing":
                 detail = f"order {order.client_id} was accepted without its exits; they are armed locally"
                 self.ledger.incident(connection, self.clock.now(), "legs_missing", detail, intent.symbol)
-        self.state.intents.pop(intent.intent_id, None)
         self.metrics.order("accepted")
         log.info(
             "order accepted",
@@ -235,11 +263,10 @@ class OrderDesk:
         note = f"{error.code}: {error.message}"
         with self.ledger.transaction() as connection:
             self._write_state(connection, client_id, OrderState.REJECTED, note)
-            update_intent(connection, intent.intent_id, state=IntentState.DROPPED.value, note=note[:200])
+            self._settle(connection, intent, IntentState.DROPPED, Reason.REJECTED, note)
             self.ledger.set_state(connection, "rejects", dict(self.state.rejects))
             self.ledger.incident(connection, self.clock.now(), "rejected", note, intent.symbol)
         self.state.orders.pop(client_id, None)
-        self.state.intents.pop(intent.intent_id, None)
         self.metrics.order("rejected")
         log.warning("order rejected", symbol=intent.symbol, client_id=client_id, error=note, streak=streak)
         return Reason.REJECTED
@@ -263,7 +290,7 @@ class OrderDesk:
         window_s = self.broker.capabilities.lookup_window_s
         began = last_answer = time.monotonic()
         absences = 0
-        for turn in range(10_000):
+        for turn in range(LOOKUPS_MAX):
             try:
                 order = await self.broker.order(client_id)
             except BrokerError as error:
@@ -286,41 +313,71 @@ class OrderDesk:
         try:
             for order in self.state.working_orders(intent.symbol):
                 if order.state.is_working and order.intent_id != own:
-                    await self.broker.cancel(order.client_id)
+                    await self._cancel(order.client_id)
             began = time.monotonic()
             await self.reconciler.sync()
             while any(o.state.is_working and o.intent_id != own for o in self.state.working_orders(intent.symbol)):
                 if time.monotonic() - began > CANCEL_WAIT_S_MAX:
-                    return self._drop(intent, Reason.ORDER_WORKING, "orders of the symbol did not cancel in time")
+                    return self._postpone(intent, Reason.ORDER_WORKING, "orders of the symbol did not cancel in time")
                 await self.pause(0.1)
                 await self.reconciler.sync()
             positions = await self.broker.positions()
         except RejectedError as error:
             return self._drop(intent, Reason.REJECTED, str(error))
-        except BrokerError as error:
-            return self._drop(intent, Reason.NO_ANSWER, f"the position could not be freed: {error}")
+        except (UnavailableError, RateLimitedError) as error:
+            return self._postpone(intent, Reason.NO_ANSWER, f"the position could not be freed: {error}")
         position = positions.get(intent.symbol)
         held = Decimal(0) if position is None else -intent.side.sign * position.qty
         qty = self.instruments[intent.symbol].round_qty(held)
         if qty <= 0:
-            return self._finish(intent, Reason.TARGET_HELD, "nothing was left to close")
+            return self._finish(intent, Reason.TARGET_HELD, note="nothing was left to close")
         return qty
 
-    def _finish(self, intent: Intent, reason: Reason, note: str = "") -> Reason:
+    async def _cancel(self, client_id: str) -> None:
+        """Ask for a cancellation until the venue has heard it: cancelling twice is harmless.
+
+        Raises:
+            UnavailableError: Not within `outage_s_max`.
+        """
+        began = time.monotonic()
+        for turn in range(LOOKUPS_MAX):
+            try:
+                await self.broker.cancel(client_id)
+            except UnavailableError as error:
+                if time.monotonic() - began > self.limits.outage_s_max:
+                    raise
+                log.warning("cancellation is not settled", client_id=client_id, error=str(error))
+            else:
+                return
+            await self.pause(LOOKUP_PAUSES_S[min(turn, len(LOOKUP_PAUSES_S) - 1)])
+        raise UnavailableError(f"the cancellation of order {client_id} is not settled after {LOOKUPS_MAX} attempts")
+
+    def _finish(self, intent: Intent, reason: Reason, *, note: str = "", reached_venue: bool = False) -> Reason:
         with self.ledger.transaction() as connection:
-            update_intent(connection, intent.intent_id, state=IntentState.DONE.value, note=note)
-        self.state.intents.pop(intent.intent_id, None)
+            self._settle(connection, intent, IntentState.DONE, reason, note)
+            if reached_venue:
+                self._reset_rejects(connection, intent.symbol)
         return reason
 
     def _drop(self, intent: Intent, reason: Reason, note: str) -> Reason:
         with self.ledger.transaction() as connection:
-            update_intent(
-                connection, intent.intent_id, state=IntentState.DROPPED.value, note=f"{reason.value}: {note}"[:200]
-            )
-        self.state.intents.pop(intent.intent_id, None)
+            self._settle(connection, intent, IntentState.DROPPED, reason, f"{reason.value}: {note}")
         self.metrics.order("dropped")
         log.warning("intent dropped", symbol=intent.symbol, leg=intent.leg.value, reason=reason.value, note=note)
         return reason
+
+    def _postpone(self, intent: Intent, reason: Reason, note: str) -> Reason:
+        """Leave an intent planned: it is carried out again with the next look at the venue."""
+        log.warning("intent waits", symbol=intent.symbol, leg=intent.leg.value, reason=reason.value, note=note)
+        return reason
+
+    def _settle(
+        self, connection: Connection, intent: Intent, state: IntentState, reason: Reason, note: str = ""
+    ) -> None:
+        """Write the end of an intent and, with it, what became of its decision: a kill cannot come in between."""
+        update_intent(connection, intent.intent_id, state=state.value, note=note[:200])
+        record_outcome(connection, intent, reason)
+        self.state.intents.pop(intent.intent_id, None)
 
     def _set_state(self, client_id: str, state: OrderState, reason: str) -> None:
         with self.ledger.transaction() as connection:

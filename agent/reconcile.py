@@ -6,21 +6,35 @@ count, and every correction leaves an incident.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
 import structlog
 
-from agent.ledger.store import Ledger
+from agent.ledger.store import Ledger, update_order
 from agent.metrics import Metrics
-from agent.records import arm_exits, record_fills, record_orders, record_position, write_exit
+from agent.records import (
+    arm_exits,
+    flattened,
+    is_known,
+    record_fills,
+    record_orders,
+    record_position,
+    write_exit,
+)
 from agent.trading_state import ArmedExit, KnownOrder, TradingState
 from brokers.account import Holding
-from brokers.domain import ExitPlan, Fill, Order, OrderState, Position, Side
+from brokers.domain import ExitPlan, Fill, Order, OrderState, Position, Side, UnavailableError
 from brokers.protocol import Broker, Clock
 
 log = structlog.get_logger("tandem.reconcile")
+
+LOOKS_MAX = 5
+"""Most looks at a running venue for one in which no execution came between the questions."""
+SECOND_LOOK_S = 2.0
+"""On a running venue, wall wait before a difference of positions is looked at again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +54,16 @@ class Reconciliation:
     naked: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The venue at one instant; `orders` are its open ones and those of ours that have ended."""
+
+    orders: list[Order]
+    open_orders: list[Order]
+    fills: list[Fill]
+    positions: Mapping[str, Position]
+
+
 class Reconciler:
     """Brings ledger and state in step with the venue.
 
@@ -50,6 +74,7 @@ class Reconciler:
         state: The daemon's knowledge, kept in step.
         default_exits: Makes an ExitPlan for a position that has none: (symbol, side of the position, price).
         metrics: Counters.
+        pause: Waits wall seconds (injected: a simulation does not wait).
     """
 
     def __init__(
@@ -61,6 +86,7 @@ class Reconciler:
         state: TradingState,
         default_exits: Callable[[str, Side, Decimal], ExitPlan],
         metrics: Metrics,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.broker = broker
         self.clock = clock
@@ -68,21 +94,21 @@ class Reconciler:
         self.state = state
         self.default_exits = default_exits
         self.metrics = metrics
+        self.pause = pause
 
     async def sync(self) -> list[Fill]:
-        """Read the state of our working orders and their new fills; returns the new fills.
+        """Read the state of our orders that may still fill, and new fills; returns the new fills.
 
         Costs nothing while nothing of ours works at the venue.
 
         Raises:
             BrokerError: The venue did not answer; nothing was concluded.
         """
-        at_venue = [order for order in self.state.orders.values() if order.state.is_working]
-        if not at_venue:
+        if not self.state.orders:
             return []
-        found = list(await self.broker.open_orders())
-        found += await self._ended(at_venue, found)
+        found, _ = await self._our_orders()
         fills = await self.broker.fills(self.state.last_exec_id)
+        found += await self._orders_of(fills, found)
         if not fills and not self._changed(found):
             return []
         return self._write(found, fills)
@@ -93,38 +119,79 @@ class Reconciler:
         Raises:
             BrokerError: The venue did not answer; the daemon must not trade.
         """
-        open_orders = list(await self.broker.open_orders())
-        at_venue = [order for order in self.state.orders.values() if order.state.is_working]
-        found = open_orders + await self._ended(at_venue, open_orders)
-        fills = await self.broker.fills(self.state.last_exec_id)
-        positions = await self.broker.positions()
-        booked = self._write(found, fills)
-        corrected = self._correct(positions)
-        naked = self._protect_naked(positions)
+        seen = await self._look()
+        booked = self._write(seen.orders, seen.fills)
+        differing = self._differing(seen.positions)
+        if differing and not self.clock.stepped:
+            # a running venue may report a position before its fill: only a difference that stays is one
+            await self.pause(SECOND_LOOK_S)
+            seen = await self._look()
+            booked += self._write(seen.orders, seen.fills)
+            differing = [symbol for symbol in self._differing(seen.positions) if symbol in differing]
+        self._correct(seen.positions, differing)
+        naked = self._protect_naked(seen.positions)
         foreign = tuple(
             order.client_id
-            for order in open_orders
+            for order in seen.open_orders
             if order.client_id not in self.state.orders and order.parent_client_id not in self.state.orders
         )
-        if corrected or naked or foreign or booked:
-            log.info(
-                "reconciled", fills=len(booked), corrected=list(corrected), naked=list(naked), foreign=len(foreign)
-            )
-        return Reconciliation(fills=len(booked), corrected=corrected, foreign=foreign, naked=naked)
+        if differing or naked or foreign or booked:
+            log.info("reconciled", fills=len(booked), corrected=differing, naked=list(naked), foreign=len(foreign))
+        return Reconciliation(fills=len(booked), corrected=tuple(differing), foreign=foreign, naked=naked)
 
-    async def _ended(self, at_venue: list[KnownOrder], open_orders: list[Order]) -> list[Order]:
-        """Ask for each order of ours that is no longer open, and check that the venue still knows it."""
+    async def _look(self) -> _Seen:
+        """Read orders, fills and positions of one instant: again, where a fill came between the questions.
+
+        Raises:
+            BrokerError: The venue did not answer, or fills never paused.
+        """
+        for _ in range(LOOKS_MAX):
+            found, open_orders = await self._our_orders()
+            fills = list(await self.broker.fills(self.state.last_exec_id))
+            found += await self._orders_of(fills, found)
+            positions = await self.broker.positions()
+            newest = fills[-1].exec_id if fills else self.state.last_exec_id
+            if self.clock.stepped or not await self.broker.fills(newest):
+                return _Seen(orders=found, open_orders=open_orders, fills=fills, positions=positions)
+        raise UnavailableError(f"executions came between the questions of {LOOKS_MAX} looks at the venue")
+
+    async def _our_orders(self) -> tuple[list[Order], list[Order]]:
+        """Return the venue's open orders and those of ours that have ended; and the open orders alone."""
+        before = list(self.state.orders.values())
+        open_orders = list(await self.broker.open_orders())
+        return open_orders + await self._ended(before, open_orders), open_orders
+
+    async def _ended(self, ours: list[KnownOrder], open_orders: list[Order]) -> list[Order]:
+        """Ask for each order of ours that is not open, and check that the venue knows those it has confirmed."""
         still_open = {order.client_id for order in open_orders}
         ended: list[Order] = []
-        for known in at_venue:
+        for known in ours:
             if known.client_id in still_open:
                 continue
             order = await self.broker.order(known.client_id)
-            if order is None:
-                self._lost(known)
-            else:
+            if order is not None:
                 ended.append(order)
+            elif known.state.is_working:
+                self._lost(known)
+            # an attempt that was never confirmed is the order desk's to settle
         return ended
+
+    async def _orders_of(self, fills: Sequence[Fill], found: Sequence[Order]) -> list[Order]:
+        """Ask for the orders that only fills speak of, such as a leg that was armed and hit while nobody looked."""
+        listed = {order.client_id for order in flattened(found)}
+        unknown = [
+            client_id
+            for client_id in dict.fromkeys(fill.client_id for fill in fills)
+            if client_id not in listed and not is_known(self.ledger, self.state, client_id)
+        ]
+        orders: list[Order] = []
+        for client_id in unknown:
+            order = await self.broker.order(client_id)
+            if order is not None and order.parent_client_id is not None:
+                order = await self.broker.order(order.parent_client_id) or order
+            if order is not None:
+                orders.append(order)
+        return orders
 
     def _changed(self, found: list[Order]) -> bool:
         for order in found:
@@ -138,7 +205,7 @@ class Reconciler:
     def _write(self, found: list[Order], fills: Sequence[Fill]) -> list[Fill]:
         now = self.clock.now()
         with self.ledger.transaction() as connection:
-            # fills first need their orders; orders that only the fills mention are asked for by the next sync
+            # orders first: a fill is booked on the order that it belongs to
             record_orders(connection, self.ledger, self.state, found, now)
             booked = record_fills(connection, self.ledger, self.state, self.broker.capabilities.name, fills)
             arm_exits(connection, self.ledger, self.state, now)
@@ -155,25 +222,35 @@ class Reconciler:
         return booked
 
     def _lost(self, known: KnownOrder) -> None:
-        """Mark an order that the venue confirmed once and now denies: nobody can say what it did."""
-        detail = f"the venue no longer knows order {known.client_id}; the symbol is paused until `tandem resume`"
+        """Give up an order that the venue confirmed once and now denies: nobody can say what it did.
+
+        Its symbol takes no entries until somebody has looked; closing what is held stays possible, and an
+        execution that turns up after all is booked as a late one.
+        """
+        detail = f"the venue no longer knows order {known.client_id}; no entries until `tandem resume`"
         self.state.paused[known.symbol] = "order_lost"
         with self.ledger.transaction() as connection:
+            update_order(
+                connection, known.client_id, state=OrderState.CANCELED.value, reason="the venue no longer knows it"
+            )
             self.ledger.incident(connection, self.clock.now(), "order_lost", detail, known.symbol)
             self.ledger.set_state(connection, "paused", dict(self.state.paused))
         self.metrics.incident("order_lost")
-        known.state = OrderState.UNKNOWN
+        known.state = OrderState.CANCELED
+        self.state.orders.pop(known.client_id, None)
 
-    def _correct(self, positions: Mapping[str, Position]) -> tuple[str, ...]:
-        """Let the venue's positions win over our own count."""
-        now = self.clock.now()
-        differing = [
+    def _differing(self, positions: Mapping[str, Position]) -> list[str]:
+        return [
             symbol
             for symbol in dict.fromkeys((*positions, *self.state.book.holdings))
             if self.state.book.qty(symbol) != (positions[symbol].qty if symbol in positions else Decimal(0))
         ]
+
+    def _correct(self, positions: Mapping[str, Position], differing: Sequence[str]) -> None:
+        """Let the venue's positions win over our own count."""
+        now = self.clock.now()
         if not differing:
-            return ()
+            return
         with self.ledger.transaction() as connection:
             for symbol in differing:
                 ours, theirs = self.state.book.qty(symbol), positions.get(symbol)
@@ -187,7 +264,6 @@ class Reconciler:
                     self.state.book.holdings[symbol] = Holding(qty=held, avg_cost=theirs.avg_cost)
                 record_position(connection, self.ledger, self.state, symbol, now)
             arm_exits(connection, self.ledger, self.state, now)
-        return tuple(differing)
 
     def _protect_naked(self, positions: Mapping[str, Position]) -> tuple[str, ...]:
         """Give every position without a plan the configured exits, armed locally."""

@@ -11,13 +11,14 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, update
 
 from agent.ledger import schema
 from agent.ledger.store import Ledger
-from agent.orders import ID_PREFIX
+from agent.orders import ID_PREFIX, Intent
 from agent.trading_state import ArmedExit, KnownOrder, TradingState, intent_of, known_order
 from brokers.domain import Fill, Leg, Order, OrderState
+from strategies.strategy import Reason
 
 _LEG_SUFFIX = {".stop": Leg.STOP, ".tp": Leg.TAKE_PROFIT}
 
@@ -28,7 +29,7 @@ def record_orders(
     """Merge venue orders of ours (legs included); returns the client ids of foreign ones."""
     foreign: list[str] = []
     rows: list[dict[str, Any]] = []
-    for order in _flattened(venue_orders):
+    for order in flattened(venue_orders):
         known = state.orders.get(order.client_id) or _stored(connection, order.client_id)
         if known is None:
             known = _adopted(connection, state, order)
@@ -93,6 +94,17 @@ def record_position(
         "updated_at": venue_now,
     }
     ledger.upsert(connection, schema.positions, [row])
+
+
+def record_outcome(connection: Connection, intent: Intent, reason: Reason) -> None:
+    """Write what became of a decision; exits that the daemon fires itself keep the outcome that says so."""
+    if intent.leg in (Leg.STOP, Leg.TAKE_PROFIT):
+        return
+    connection.execute(
+        update(schema.decisions)
+        .where(schema.decisions.c.close_time == intent.close_time, schema.decisions.c.symbol == intent.symbol)
+        .values(outcome=reason.value)
+    )
 
 
 def arm_exits(connection: Connection, ledger: Ledger, state: TradingState, venue_now: datetime) -> list[str]:
@@ -176,10 +188,18 @@ def _planned_exit(connection: Connection, state: TradingState, symbol: str, venu
     )
 
 
-def _flattened(venue_orders: Iterable[Order]) -> Iterable[Order]:
+def flattened(venue_orders: Iterable[Order]) -> Iterable[Order]:
+    """Give each order, followed by its legs."""
     for order in venue_orders:
         yield order
         yield from order.legs
+
+
+def is_known(ledger: Ledger, state: TradingState, client_id: str) -> bool:
+    """Tell whether an order is in the ledger."""
+    if client_id in state.orders:
+        return True
+    return ledger.first(select(schema.orders.c.client_id).where(schema.orders.c.client_id == client_id)) is not None
 
 
 def _stored(connection: Connection, client_id: str) -> KnownOrder | None:

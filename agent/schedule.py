@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
-from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_MISSED, EVENT_JOB_SUBMITTED, JobExecutionEvent
+from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_MISSED, JobExecutionEvent
 from apscheduler.executors.base import BaseExecutor
 from apscheduler.job import Job
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -23,15 +23,21 @@ from brokers.protocol import Clock
 log = structlog.get_logger("tandem.schedule")
 
 JobFunction = Callable[..., Awaitable[None]]
+OnMissed = Callable[[str, datetime], None]
 
 
 class VenueExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has no types
-    """Runs coroutine jobs on the daemon's loop; lateness is measured in venue time."""
+    """Runs coroutine jobs on the daemon's loop, one after another; lateness is measured in venue time.
 
-    def __init__(self, clock: Clock) -> None:
+    Never two at once: each may find an order in flight, and would take another job's for one that was lost.
+    """
+
+    def __init__(self, clock: Clock, on_missed: OnMissed) -> None:
         super().__init__()
         self._clock = clock
+        self._on_missed = on_missed
         self._running: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
 
     async def idle(self) -> None:
         """Wait until no job runs. An error of a job is raised here, in the daemon, not swallowed."""
@@ -45,6 +51,10 @@ class VenueExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has no t
         self._running.add(asyncio.get_running_loop().create_task(self._run(job, run_times)))
 
     async def _run(self, job: Job, run_times: list[datetime]) -> None:
+        async with self._turn:
+            await self._run_alone(job, run_times)
+
+    async def _run_alone(self, job: Job, run_times: list[datetime]) -> None:
         jobstore = job._jobstore_alias  # noqa: SLF001 - the executor interface of APScheduler hands it over so
         run_time = run_times[-1]
         lateness = self._clock.now() - run_time
@@ -52,6 +62,7 @@ class VenueExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has no t
         if grace_s is not None and lateness > timedelta(seconds=grace_s):
             event = JobExecutionEvent(EVENT_JOB_MISSED, job.id, jobstore, run_time)
             self._run_job_success(job.id, [event])
+            self._on_missed(job.id, run_time)  # not a listener: APScheduler swallows their errors
             return
         try:
             await job.func(*job.args, **job.kwargs)
@@ -67,11 +78,12 @@ class VenueScheduler(AsyncIOScheduler):  # type: ignore[misc]  # APScheduler has
     Args:
         clock: Venue time.
         misfire_grace_s: A job later than this is missed, not run.
+        on_missed: Told the name and the time of a missed job; it must plan what comes after it.
     """
 
-    def __init__(self, clock: Clock, misfire_grace_s: float) -> None:
+    def __init__(self, clock: Clock, misfire_grace_s: float, on_missed: OnMissed) -> None:
         self._clock = clock
-        self.venue_executor = VenueExecutor(clock)
+        self.venue_executor = VenueExecutor(clock, on_missed)
         super().__init__(
             timezone=UTC,
             executors={"default": self.venue_executor},
@@ -99,7 +111,7 @@ class VenueScheduler(AsyncIOScheduler):  # type: ignore[misc]  # APScheduler has
         return min(times, default=None)
 
     async def run_due(self) -> None:
-        """Start every job whose time has come and wait for them."""
+        """Run every job whose time has come, in the order of their times, and return when the last has ended."""
         self._process_jobs()
         await self.venue_executor.idle()
 
@@ -120,16 +132,10 @@ class VenueScheduler(AsyncIOScheduler):  # type: ignore[misc]  # APScheduler has
         now = self._clock.now()
         with self._jobstores_lock:
             for store in self._jobstores.values():
-                for job in store.get_due_jobs(now):
+                for job in sorted(store.get_due_jobs(now), key=lambda job: (job.next_run_time, job.id)):
                     run_times = job._get_run_times(now)  # noqa: SLF001 - as APScheduler's own scheduler does
                     if not run_times:
                         continue
                     self.venue_executor.submit_job(job, run_times[-1:] if job.coalesce else run_times)
                     store.remove_job(job.id)
                     log.debug("job", name=job.name, at=run_times[-1].isoformat())
-
-
-MISSED_OR_FAILED = EVENT_JOB_MISSED | EVENT_JOB_ERROR
-"""Events that the daemon counts."""
-
-__all__ = ["EVENT_JOB_MISSED", "EVENT_JOB_SUBMITTED", "MISSED_OR_FAILED", "VenueExecutor", "VenueScheduler"]
