@@ -25,7 +25,7 @@ def status(config: ConfigFile = None, overrides: Overrides = None, as_json: AsJs
     from agent.overview import overview  # noqa: PLC0415 - as above
 
     now = datetime.now(UTC)
-    with _ledger(config, overrides) as (_, ledger):
+    with _ledger(config, overrides) as (_, ledger), ledger.snapshot():
         found = overview(ledger, now)
     if as_json:
         print_json(found)
@@ -52,7 +52,7 @@ def why(
     from agent.explain import ExplainError, explain  # noqa: PLC0415 - as above
 
     at, assumed = parse_time(time) if time is not None else (None, False)
-    with _ledger(config, overrides) as (settings, ledger):
+    with _ledger(config, overrides) as (settings, ledger), ledger.snapshot():
         try:
             found = explain(ledger, symbol, at, settings.daemon.bar_store)
         except ExplainError as error:

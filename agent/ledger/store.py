@@ -83,6 +83,20 @@ class Ledger:
         except SQLAlchemyError as error:
             raise _explained(error, self.url) from error
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Answer every question of the block from one state of the ledger, while another process writes.
+
+        Raises:
+            LedgerError: A question was not answered.
+        """
+        with self.reading() as connection:
+            outer, self._open = self._open, connection
+            try:
+                yield
+            finally:
+                self._open = outer
+
     def rows(self, statement: Select[Any]) -> Sequence[Row[Any]]:
         """Return all rows of a question."""
         with self.reading() as connection:

@@ -91,6 +91,17 @@ def test_a_question_within_a_transaction_sees_its_changes_and_others_do_not(ledg
     other.close()
 
 
+def test_a_snapshot_answers_from_one_state_while_another_process_writes(ledger: Ledger, url: str) -> None:
+    other = open_ledger(url)
+    with ledger.snapshot():
+        assert held(ledger) == {}
+        with other.transaction() as connection:
+            other.upsert(connection, schema.positions, [position("A", "1")])
+        assert held(ledger) == {}
+    assert held(ledger) == {"A": Decimal(1)}
+    other.close()
+
+
 def test_what_was_committed_is_there_after_a_kill(url: str, tmp_path: Path) -> None:
     code = (
         "import os, sys\n"
