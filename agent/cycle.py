@@ -514,10 +514,14 @@ class Trader:
         return _Budget(risk=risk, buying_power=view.account.buying_power)
 
     def _take_control(self, control: Mapping[str, Any]) -> None:
-        """Forget reject streaks and pauses when somebody said `tandem resume` since the last close."""
+        """Forget streaks, pauses and the peak when somebody said `tandem resume` since the last close.
+
+        The drawdown is counted anew from there: the old one would halt again at once.
+        """
         count = control.get("resumed", {}).get("count", 0)
         if count != self._resumed:
             self._resumed = count
+            self.state.peak_equity = Decimal(0)
             self.state.rejects.clear()
             self.state.paused.clear()
 

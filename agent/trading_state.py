@@ -141,7 +141,9 @@ class TradingState:
             loaded.last_close_done = cycle.status == "done"
         equity = ledger.last_equity()
         if equity is not None:
-            loaded.peak_equity = equity.peak
+            resumed = ledger.get_state("resumed")
+            if resumed is None or resumed["at"] < schema.iso(equity.close_time):
+                loaded.peak_equity = equity.peak  # else the drawdown is counted anew, as `tandem resume` promised
             loaded.day_start_equity = equity.day_start
             loaded.day = equity.close_time.date().isoformat()
         return loaded

@@ -21,8 +21,10 @@ from agent.ledger import schema
 from agent.ledger.store import Ledger, open_ledger
 from agent.overview import liveness, overview
 from agent.reasons import GATE, SENTENCES, sentence
+from agent.replay import replay
 from brokers.calendar import calendar
 from brokers.domain import Bar
+from brokers.simulated.synthetic import SyntheticMarketSettings, generate
 from strategies.strategy import Reason
 
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
@@ -403,6 +405,26 @@ def test_a_halted_daemon_trades_no_entry_and_says_so(tmp_path: Path) -> None:
     result = replayed(path, bars=120, settings=replay_settings())
     assert set(result.decisions["outcome"]) == {"warming_up", "target_held", "halted"}
     assert result.trades.height == 0
+
+
+def test_a_resume_after_a_drawdown_halt_lets_the_daemon_trade_again(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'drawdown.sqlite'}"
+    settings = replay_settings(risk={"drawdown_fraction": 0.01, "daily_loss_fraction": 1.0})
+    series = generate(SyntheticMarketSettings(symbols=("AAA", "BBB"), bars=600))
+    resumed: list[datetime] = []
+
+    def operator(_fraction: float) -> None:
+        mine = open_ledger(url)
+        cycle = mine.last_cycle()
+        if not resumed and cycle is not None and resume(mine, NOW)[0]:
+            resumed.append(cycle.close_time)
+        mine.close()
+
+    decisions = replay(settings, series, ledger_url=url, progress=operator).decisions
+    assert "halted" in decisions.filter(decisions["close_time"] <= resumed[0])["outcome"].to_list()
+    after = decisions.filter((decisions["close_time"] > resumed[0]) & (decisions["position_before"] == 0))
+    entries = after.filter(after["target"] != 0)
+    assert entries["outcome"][0] == "traded"
 
 
 def test_halt_waits_for_the_daemons_transaction_instead_of_failing(ledger: Ledger) -> None:

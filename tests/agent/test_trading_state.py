@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import select
 from tandem_cli import replayed
 
+from agent.control import resume
 from agent.ledger import schema
 from agent.ledger.store import Ledger, open_ledger
 from agent.orders import Intent, IntentState, client_order_id, intent_id
@@ -137,6 +138,16 @@ def test_streaks_and_pauses_outlive_a_restart(ledger: Ledger) -> None:
         ledger.set_state(connection, "paused", {"AAPL": "order_lost"})
     loaded = TradingState.load(ledger)
     assert (loaded.rejects, loaded.paused) == ({"SPY": 3}, {"AAPL": "order_lost"})
+
+
+def test_a_drawdown_is_counted_anew_after_a_resume(ledger: Ledger) -> None:
+    row = {"close_time": AT, "equity": Decimal(70), "cash": Decimal(70), "gross_exposure": 0.0}
+    with ledger.transaction() as connection:
+        ledger.upsert(connection, schema.equity, [{**row, "peak": Decimal(100), "day_start": Decimal(70)}])
+        ledger.set_state(connection, "halt", {"halted": True, "reason": "drawdown 30 %"})
+    assert TradingState.load(ledger).peak_equity == Decimal(100)
+    resume(ledger, AT + timedelta(minutes=1))
+    assert TradingState.load(ledger).peak_equity == Decimal(0)  # the next close sets it to its equity
 
 
 def test_what_a_replay_held_at_its_end_is_what_a_restart_would_know(tmp_path: Path) -> None:
