@@ -242,6 +242,14 @@ def _buy_and_hold(ledger: Any) -> float | None:
     return sum(seen[-1] / seen[0] - 1 for seen in prices.values()) / len(prices)
 
 
+def _edge(planted: dict[str, float] | None) -> str:
+    """Say what the market's planted edge is worth, and what of it prices show."""
+    if not planted:
+        return "none"
+    known, visible = planted["known_net_bps"], planted["visible_net_bps"]
+    return f"{known:.2f} bp per bar after costs for who knows it, {visible:.2f} by a rule on the visible price"
+
+
 def _tell(facts: dict[str, Any]) -> None:
     from rich.console import Console  # noqa: PLC0415 - loaded when the command runs
     from rich.table import Table  # noqa: PLC0415 - same
@@ -253,6 +261,7 @@ def _tell(facts: dict[str, Any]) -> None:
     rows = [
         ("champion", f"{facts['champion']['id']} ({made})"),
         ("its validation", f"{validation.get('mean_bps', float('nan')):.2f} bp per bar after costs, flat is 0"),
+        ("planted edge", _edge(facts["champion"]["metrics"].get("planted_edge"))),
         ("bars decided", f"{facts['bars']:,}"),
         ("decisions", ", ".join(f"{name} {count:,}" for name, count in sorted(facts["decisions"].items()))),
         ("orders", f"{facts['orders']} (forced: {facts['orders_forced']})"),
