@@ -113,7 +113,7 @@ def check_bar_store(settings: Settings) -> None:
     folder = settings.daemon.bar_store
     if folder is None:
         return
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise StartError(
             f"the bar store {folder} cannot be written ({there} is no folder that this user may write in): "
@@ -241,10 +241,22 @@ def _begin_run(
                 f"the ledger belongs to account_scope {scope['name']!r}, the settings say {settings.account_scope!r}: "
                 "use the scope of the ledger, or another ledger.url"
             )
+        last, now = ledger.last_cycle(), venue.clock.now()
+        if last is not None and last.close_time > now + _clock_tolerance(venue):
+            raise StartError(
+                f"venue time is {now.isoformat()}, but the ledger has decided the close {last.close_time.isoformat()} "
+                "already: give back the exchange's books that belong to this ledger (or set the clock), or start with "
+                "another ledger.url"
+            )
         ledger.set_state(connection, "account_scope", {"name": settings.account_scope})
         result = connection.execute(schema.runs.insert(), row)
         key = result.inserted_primary_key
         return int(key[0]) if key is not None else 0
+
+
+def _clock_tolerance(venue: Venue) -> timedelta:
+    """Return how far venue time may lie before what was seen of it: not at all where it is written in books."""
+    return timedelta(0) if venue.clock.stepped else timedelta(minutes=1)
 
 
 def end_run(ledger: Ledger, run_id: int, reason: str) -> None:

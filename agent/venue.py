@@ -10,6 +10,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -94,9 +96,10 @@ def _adapter_settings(settings: Settings, url: str | None) -> AlpacaSettings:
 class ExchangeProcess:
     """The built-in exchange as a child process. It ends when this process does, however that dies."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+    def __init__(self, process: subprocess.Popen[str], url: str, words: _Words) -> None:
         self.process = process
         self.url = url
+        self.words = words
 
     @classmethod
     async def start(cls, settings: Settings) -> ExchangeProcess:
@@ -110,20 +113,23 @@ class ExchangeProcess:
         process = subprocess.Popen(  # noqa: ASYNC220, S603 - starting returns at once; our own command line, no shell
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         )
+        words = _Words(process)
         try:
             line = await asyncio.wait_for(asyncio.to_thread(_first_line, process), READY_WAIT_S_MAX)
         except TimeoutError:
             process.kill()
             raise StartError(f"the exchange process did not listen within {READY_WAIT_S_MAX:g} s") from None
         if line is None:
-            _, errors = await asyncio.to_thread(process.communicate)
-            raise StartError(f"the exchange process ended with code {process.returncode}: {_last_words(errors)}")
+            code = await asyncio.to_thread(process.wait)
+            raise StartError(f"the exchange process ended with code {code}: {words.last()}")
         url = str(json.loads(line)["url"])
         log.info("exchange started", url=url, pid=process.pid)
-        return cls(process, url)
+        return cls(process, url, words)
 
     async def stop(self) -> None:
         """End it: its books are committed before every answer, so it can be stopped at any time."""
+        if self.process.poll() is not None:
+            log.error("the exchange process has ended by itself", code=self.process.poll(), words=self.words.last())
         if self.process.stdin is not None:
             self.process.stdin.close()
         self.process.terminate()
@@ -132,9 +138,9 @@ class ExchangeProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             await asyncio.to_thread(self.process.wait)
-        for stream in (self.process.stdout, self.process.stderr):
-            if stream is not None:
-                stream.close()
+        self.words.close()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
 
 
 def exchange_arguments(settings: Settings) -> list[str]:
@@ -177,9 +183,34 @@ def exchange_arguments(settings: Settings) -> list[str]:
     return arguments
 
 
-def _last_words(errors: str) -> str:
-    """Return the end of what the process wrote to stderr: its error, without the log lines before it."""
-    lines = errors.strip().splitlines() or ["it wrote nothing"]
+class _Words:
+    """What a process writes to stderr: read all the time, so that it never waits for a reader; the end is kept."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._stream = process.stderr
+        self._lines: deque[str] = deque(maxlen=200)
+        self._reader = threading.Thread(target=self._read, name="exchange stderr", daemon=True)
+        self._reader.start()
+
+    def last(self) -> str:
+        """Return the end of it, once the process has ended."""
+        self._reader.join(STOP_WAIT_S_MAX)
+        return _told(list(self._lines))
+
+    def close(self) -> None:
+        """Wait for the end and let go of the stream."""
+        self._reader.join(STOP_WAIT_S_MAX)
+        if self._stream is not None:
+            self._stream.close()
+
+    def _read(self) -> None:
+        for line in self._stream or ():
+            self._lines.append(line.rstrip())
+
+
+def _told(lines: list[str]) -> str:
+    """Return a process's error, without the log lines before it."""
+    lines = lines or ["it wrote nothing"]
     begins = [index for index, line in enumerate(lines) if line.startswith("error: ")]
     is_told = begins and not lines[-1].startswith("error: this is a fault of the program")
     words = lines[begins[-1] :] if is_told else lines

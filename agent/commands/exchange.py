@@ -54,7 +54,8 @@ def exchange(
     as_json: Annotated[bool, typer.Option("--json", help="Print the ready line as JSON.")] = False,  # noqa: FBT002  a flag on the command line is a named boolean
 ) -> None:
     """Run the built-in paper exchange for any Alpaca client; stepped unless --free-running is given."""
-    from agent.settings import load  # noqa: PLC0415  heavy: paid by this command alone
+    from agent.logs import configure  # noqa: PLC0415  heavy: paid by this command alone
+    from agent.settings import load  # noqa: PLC0415  as above
 
     given = {
         "exchange.bars": bars,
@@ -72,6 +73,8 @@ def exchange(
     }
     spelled = [f"{key}={json.dumps(value, default=str)}" for key, value in given.items() if value is not None]
     settings = load(config, [*(overrides or []), *spelled])
+    # logs go to stderr: the first line of stdout is the ready line
+    configure(style=settings.log.format, level="warning")
     if until_stdin_closes:
         threading.Thread(target=_end_with_stdin, name="stdin", daemon=True).start()
     known_period = settings.bar_period if config is not None or period is not None or bars is None else None

@@ -60,6 +60,7 @@ _REMEDIES = {
     "unable to open": "create its folder and make it writable",
     "full": "free space on its disk, then start again: nothing that was answered is lost",
     "not a database": "it is some other file: give --books another one",
+    "disk I/O error": "make the file and its folder writable, and check the disk",
     "malformed": "the file is damaged: restore a copy, or start new books",
 }
 
@@ -207,6 +208,9 @@ class SqliteBooks:
         """Make the schema of new books, or check that old ones belong to this engine."""
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
+            if connection.execute("SELECT name FROM sqlite_master LIMIT 1").fetchone() is not None:
+                msg = f"the books {self.path} are the database of something else: give --books another file"
+                raise BooksError(msg)
             for statement in _SCHEMA.split(";"):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
