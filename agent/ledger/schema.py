@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Column, Dialect, Float, Index, Integer, MetaData, String, Table, Text
@@ -69,6 +70,7 @@ class Json(TypeDecorator[Any]):
         return None if value is None else json.loads(value)
 
 
+@lru_cache(maxsize=4_096)
 def iso(at: datetime) -> str:
     """Return the ledger's text form of an aware time.
 

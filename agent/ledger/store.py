@@ -8,14 +8,28 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, Row, Select, Table, create_engine, event, make_url, select, update
+from sqlalchemy import (
+    URL,
+    Connection,
+    Dialect,
+    Engine,
+    Result,
+    Row,
+    Select,
+    Table,
+    create_engine,
+    event,
+    make_url,
+    select,
+    update,
+)
 from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
@@ -43,8 +57,9 @@ class Ledger:
         self.url = url
         self._held = held
         self.last_commit_s = 0.0
-        self._upsert_of: dict[str, Any] = {}
+        self._inserts: dict[tuple[str, ...], _Insert] = {}
         self._connection: Connection | None = None
+        self._reader: Connection | None = None
         self._open: Connection | None = None
 
     @contextmanager
@@ -97,20 +112,21 @@ class Ledger:
             finally:
                 self._open = outer
 
-    def rows(self, statement: Select[Any]) -> Sequence[Row[Any]]:
+    def rows(self, statement: Select[Any], parameters: Values | None = None) -> Sequence[Row[Any]]:
         """Return all rows of a question."""
-        with self.reading() as connection:
-            return connection.execute(statement).all()
+        found: Sequence[Row[Any]] = self._ask(statement, parameters, Result.all)
+        return found
 
-    def first(self, statement: Select[Any]) -> Row[Any] | None:
+    def first(self, statement: Select[Any], parameters: Values | None = None) -> Row[Any] | None:
         """Return the first row of a question."""
-        with self.reading() as connection:
-            return connection.execute(statement).first()
+        found: Row[Any] | None = self._ask(statement, parameters, Result.first)
+        return found
 
     def close(self) -> None:
         """Release the database."""
         try:
             self._drop_writer()
+            self._drop_reader()
         finally:
             self.engine.dispose()
             if self._held is not None:
@@ -119,19 +135,12 @@ class Ledger:
     # ---- writing, inside a transaction -------------------------------------------------------------
 
     def upsert(self, connection: Connection, table: Table, rows: Sequence[Values]) -> None:
-        """Insert rows, or replace the values of rows with the same primary key."""
-        if not rows:
-            return
-        key = f"{table.name}:{','.join(rows[0])}"
-        statement = self._upsert_of.get(key)
-        if statement is None:
-            statement = self._upsert_of[key] = _upsert(self.engine.dialect.name, table, list(rows[0]))
-        connection.execute(statement, list(rows))
+        """Insert rows, or replace the values of rows with the same primary key. All rows have the first one's keys."""
+        self._insert(connection, "upsert", table, rows)
 
     def insert_new(self, connection: Connection, table: Table, rows: Sequence[Values]) -> None:
         """Insert the rows whose primary key is not there yet; leave the others as they are."""
-        if rows:
-            connection.execute(_insert_or_ignore(self.engine.dialect.name, table), list(rows))
+        self._insert(connection, "new", table, rows)
 
     def set_state(self, connection: Connection, key: str, value: Mapping[str, Any]) -> None:
         """Write one durable fact."""
@@ -167,6 +176,37 @@ class Ledger:
 
     # ---- private ------------------------------------------------------------------------------------
 
+    def _insert(self, connection: Connection, kind: str, table: Table, rows: Sequence[Values]) -> None:
+        if not rows:
+            return
+        key = (kind, table.name, *rows[0])
+        insert = self._inserts.get(key)
+        if insert is None:
+            dialect, names = self.engine.dialect, list(rows[0])
+            make = _upsert if kind == "upsert" else _insert_or_ignore
+            insert = self._inserts[key] = _Insert(make(dialect.name, table, names), table, names, dialect)
+        insert.execute(connection, rows)
+
+    def _ask(self, statement: Select[Any], parameters: Values | None, fetch: Callable[[Result[Any]], Any]) -> Any:
+        """Ask within the open transaction, else on a connection kept for questions, each answered by itself."""
+        if self._open is not None:
+            return fetch(self._open.execute(statement, parameters))
+        try:
+            if self._reader is None:
+                self._reader = self.engine.connect().execution_options(**_each_by_itself(self.engine))
+            return fetch(self._reader.execute(statement, parameters))
+        except SQLAlchemyError as error:
+            self._drop_reader()
+            raise _explained(error, self.url) from error
+
+    def _drop_reader(self) -> None:
+        if self._reader is not None:
+            reader, self._reader = self._reader, None
+            try:
+                reader.close()
+            except SQLAlchemyError as error:
+                raise _explained(error, self.url) from error
+
     def _writer(self) -> Connection:
         if self._connection is None:
             try:
@@ -182,6 +222,44 @@ class Ledger:
                 connection.close()
             except SQLAlchemyError as error:
                 raise _explained(error, self.url) from error
+
+
+class _Insert:
+    """One insert as text, with a converter per column.
+
+    For the rows of a thousand symbols SQLAlchemy's own handling of parameters takes longer than SQLite.
+    """
+
+    def __init__(self, statement: Any, table: Table, names: Sequence[str], dialect: Dialect) -> None:
+        compiled = statement.compile(dialect=dialect, column_keys=names)
+        self._table = table.name
+        self._text = compiled.string
+        self._is_positional = compiled.positional
+        # values that the schema gives where a row has none
+        self._defaults = {column.name: column.default.arg for column in compiled.insert_prefetch}
+        self._converters: list[tuple[str, Callable[[Any], Any] | None]] = [
+            (name, table.c[name].type.dialect_impl(dialect).bind_processor(dialect))
+            for name in (compiled.positiontup or [*names, *self._defaults])
+        ]
+
+    def execute(self, connection: Connection, rows: Sequence[Values]) -> None:
+        """Insert the rows.
+
+        Raises:
+            LedgerError: A value that the ledger does not take.
+        """
+        columns, values = self._converters, []
+        try:
+            for row in rows:
+                full = {**self._defaults, **row} if self._defaults else row
+                values.append([full[name] if convert is None else convert(full[name]) for name, convert in columns])
+        except ValueError as error:
+            raise LedgerError(f"a row of {self._table} cannot be written: {error}") from error
+        if self._is_positional:
+            parameters: Any = [tuple(row) for row in values]
+        else:
+            parameters = [{name: value for (name, _), value in zip(columns, row, strict=True)} for row in values]
+        connection.exec_driver_sql(self._text, parameters[0] if len(parameters) == 1 else parameters)
 
 
 def open_ledger(
@@ -284,7 +362,16 @@ def _configure_sqlite(engine: Engine, *, durable: bool, wal: bool) -> None:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("write") else "BEGIN")
+        options = connection.get_execution_options()
+        if not options.get("each_by_itself"):
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get("write") else "BEGIN")
+
+
+def _each_by_itself(engine: Engine) -> dict[str, Any]:
+    """Return the options of a connection on which no transaction is begun: an idle one would hold old rows."""
+    if engine.dialect.name == "sqlite":
+        return {"each_by_itself": True}  # see `_configure_sqlite`
+    return {"isolation_level": "AUTOCOMMIT"}
 
 
 def _migrate(engine: Engine, shown: str, *, create: bool) -> None:
@@ -332,7 +419,7 @@ def _upsert(dialect: str, table: Table, columns: Sequence[str]) -> Any:
     return insert.on_conflict_do_update(index_elements=keys, set_=changed)
 
 
-def _insert_or_ignore(dialect: str, table: Table) -> Any:
+def _insert_or_ignore(dialect: str, table: Table, _columns: Sequence[str]) -> Any:
     return _dialect_insert(dialect, table).on_conflict_do_nothing(
         index_elements=[column.name for column in table.primary_key]
     )
