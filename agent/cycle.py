@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import structlog
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, func, or_, select, update
 
 from agent.exits import fired_exits
 from agent.ledger import schema
@@ -26,18 +27,20 @@ from agent.ledger.store import Ledger
 from agent.metrics import Metrics
 from agent.orders import Intent, intent_id
 from agent.parts import Parts
-from agent.records import record_outcome, record_position, write_exit
+from agent.records import record_outcome, record_position, split_plan, write_exit
 from agent.risk import AccountRisk, SymbolRisk, breach, judge_entry
 from agent.settings import Settings
 from agent.trading_state import ArmedExit, TradingState
 from brokers.costs import ReferenceBar, is_split, split_ratio
-from brokers.domain import Account, Bar, BrokerError, Leg, OrderState, Position, Side
+from brokers.domain import Account, Bar, BrokerError, Leg, OrderState, Position, Side, UnavailableError
 from brokers.protocol import Clock
 from strategies.decision import decide, plan_exits
 from strategies.sizing import target_quantity
 from strategies.strategy import Abstention, Observations, Opinion, Reason
 
 log = structlog.get_logger("tandem.cycle")
+
+_CONTROL = select(schema.state).where(or_(schema.state.c.key == "halt", schema.state.c.key == "resumed"))
 
 PLANNED = "planned"
 """Outcome of a decision whose intents are committed and not yet carried out."""
@@ -97,6 +100,7 @@ class Trader:
         # features bounded by 1 are shares and flags that reach their bounds in the normal course of things
         self._clipped_F = self._ranges_F2[:, 1] > 1.0
         self._resumed = self._control().get("resumed", {}).get("count", 0)
+        self._entries: deque[tuple[datetime, str]] | None = None
 
     # ---- the job ------------------------------------------------------------------------------------
 
@@ -140,7 +144,12 @@ class Trader:
         quotes = await self.parts.data.quotes([armed.symbol for armed in local])
         now = self.clock.now()
         intents: list[Intent] = []
-        for symbol, leg in fired_exits(self.state, {}, quotes):
+        fired = fired_exits(self.state, {}, quotes)
+        held = await self.parts.broker.positions() if fired else {}
+        for symbol, leg in fired:
+            if symbol not in held or held[symbol].qty != self.state.book.qty(symbol):
+                log.warning("exit waits", symbol=symbol, reason="the venue holds another quantity than our count")
+                continue
             intents.append(self._exit_intent(symbol, leg, now, float(quotes[symbol].mid), sequence=len(intents)))
         fresh = [intent for intent in intents if intent.symbol not in {i.symbol for i in self.state.intents.values()}]
         if fresh:
@@ -225,8 +234,7 @@ class Trader:
 
     def _control(self) -> dict[str, Any]:
         """Read what other processes may have changed: the halt, and `tandem resume`."""
-        question = select(schema.state).where(schema.state.c.key.in_(("halt", "resumed")))
-        return {row.key: row.value for row in self.ledger.rows(question)}
+        return {row.key: row.value for row in self.ledger.rows(_CONTROL)}
 
     # ---- asking -------------------------------------------------------------------------------------
 
@@ -525,14 +533,19 @@ class Trader:
             self.state.rejects.clear()
             self.state.paused.clear()
 
-    def _entries_last_hour(self, close: datetime) -> dict[str, int]:
-        question = (
-            select(schema.intents.c.symbol, func.count().label("entries"))
-            .where(schema.intents.c.close_time > close - timedelta(hours=1))
-            .where(schema.intents.c.leg == Leg.ENTRY.value)
-            .group_by(schema.intents.c.symbol)
-        )
-        return {row.symbol: row.entries for row in self.ledger.rows(question)}
+    def _entries_last_hour(self, close: datetime) -> Mapping[str, int]:
+        """Count the entries decided within an hour before a close; read once, then kept up by `_write_intents`."""
+        since = close - timedelta(hours=1)
+        if self._entries is None:
+            question = (
+                select(schema.intents.c.close_time, schema.intents.c.symbol)
+                .where(schema.intents.c.close_time > since, schema.intents.c.leg == Leg.ENTRY.value)
+                .order_by(schema.intents.c.close_time)
+            )
+            self._entries = deque((row.close_time, row.symbol) for row in self.ledger.rows(question))
+        while self._entries and self._entries[0][0] <= since:
+            self._entries.popleft()
+        return Counter(symbol for _, symbol in self._entries)
 
     def _bars_since_stop(self, close: datetime) -> dict[str, int]:
         cooldown = self.settings.risk.cooldown_bars
@@ -556,10 +569,12 @@ class Trader:
             for bar in bars:
                 ratio = 1.0 if before is None else bar.adj_factor / before.adj_factor
                 if is_split(ratio):
-                    self._apply_split(view, symbol, bar, split_ratio(ratio))
+                    self._apply_split(
+                        view, symbol, bar, split_ratio(ratio), None if before is None else before.close_time
+                    )
                 before = bar
 
-    def _apply_split(self, view: _View, symbol: str, bar: Bar, ratio: Decimal) -> None:
+    def _apply_split(self, view: _View, symbol: str, bar: Bar, ratio: Decimal, last_close: datetime | None) -> None:
         now = view.close_time
         venue = view.positions.get(symbol)
         venue_qty = Decimal(0) if venue is None else venue.qty
@@ -570,13 +585,10 @@ class Trader:
             if self.state.book.qty(symbol) != venue_qty:
                 self._split_book(connection, symbol, bar, ratio)
             armed = self.state.exits.get(symbol)
-            if armed is not None and self._priced_at(connection, armed) <= bar.start:
-                plan = replace(
-                    armed.plan,
-                    stop=None if armed.plan.stop is None else armed.plan.stop / ratio,
-                    take_profit=None if armed.plan.take_profit is None else armed.plan.take_profit / ratio,
-                )
-                write_exit(connection, self.ledger, self.state, replace(armed, plan=plan))
+            # a reconciliation within this bar may have met the split in the venue's positions already
+            met = "met" in marks and last_close is not None and datetime.fromisoformat(marks["met"]) > last_close
+            if armed is not None and not met and self._priced_at(connection, armed) <= bar.start:
+                write_exit(connection, self.ledger, self.state, replace(armed, plan=split_plan(armed.plan, ratio)))
             self.ledger.set_state(connection, f"split:{symbol}", {"bar": schema.iso(bar.start), "ratio": str(ratio)})
             record_position(connection, self.ledger, self.state, symbol, now)
         log.info("split applied", symbol=symbol, ratio=str(ratio), bar=bar.start.isoformat())
@@ -654,6 +666,8 @@ class Trader:
         ]
         self.ledger.insert_new(connection, schema.intents, rows)
         self.state.intents.update({intent.intent_id: intent for intent in intents})
+        if self._entries is not None:
+            self._entries.extend((each.close_time, each.symbol) for each in intents if each.leg is Leg.ENTRY)
 
     def _halt_on_breach(self, connection: Connection, view: _View) -> None:
         risk = self._budget(view).risk
@@ -673,6 +687,12 @@ class Trader:
             return
         outcomes = await self.parts.desk.execute(intents)
         self._close_cycle(outcomes, intents)
+        if self.clock.stepped and self.state.intents:
+            waiting = ", ".join(f"{i.leg.value} of {i.symbol}" for i in self.state.intents.values())
+            raise UnavailableError(
+                f"the exchange could not be asked about {waiting}: its time must not pass before; start again once it "
+                "answers, nothing is lost"
+            )
 
     def _close_cycle(self, outcomes: Mapping[str, Reason], intents: Sequence[Intent]) -> None:
         """Write what the unfinished intents wait for; the cycle is done once nothing of it is left to send.

@@ -107,8 +107,8 @@ class OrderDesk:
     async def execute(self, intents: Sequence[Intent]) -> dict[str, Reason]:
         """Carry out intents in their order; returns the outcome by intent id.
 
-        An intent whose outcome is not known stays planned, and so does a close that could not be sent: both are
-        carried out again by the next call with them, also in another process.
+        An intent ends when the venue has an order of it or refuses one, or when it is too late for it. Until then it
+        stays planned, and is carried out again by the next call with it, also in another process.
         """
         outcomes: dict[str, Reason] = {}
         for intent in sorted(intents, key=lambda i: (i.close_time, i.sequence)):
@@ -126,10 +126,7 @@ class OrderDesk:
             outcome = await self._attempt(intent, attempt)
             if outcome is not None:
                 return outcome
-        note = "the venue never had any of its attempts"
-        if intent.leg is Leg.ENTRY:
-            return self._drop(intent, Reason.NO_ANSWER, note)
-        return self._postpone(intent, Reason.NO_ANSWER, note)
+        return self._postpone(intent, Reason.NO_ANSWER, "the venue had none of its attempts")
 
     def _former_attempts(self, intent: Intent) -> list[KnownOrder]:
         question = (

@@ -7,6 +7,7 @@ venue says they are; `filled_qty` only grows; a terminal order stays so unless a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -17,7 +18,7 @@ from agent.ledger import schema
 from agent.ledger.store import Ledger
 from agent.orders import ID_PREFIX, Intent
 from agent.trading_state import ArmedExit, KnownOrder, TradingState, intent_of, known_order
-from brokers.domain import Fill, Leg, Order, OrderState
+from brokers.domain import ExitPlan, Fill, Leg, Order, OrderState
 from strategies.strategy import Reason
 
 _LEG_SUFFIX = {".stop": Leg.STOP, ".tp": Leg.TAKE_PROFIT}
@@ -41,6 +42,8 @@ def record_orders(
         if known.state.is_terminal:
             detail = f"order {order.client_id} was {known.state}, now filled {order.filled_qty}"
             ledger.incident(connection, venue_now, "late_fill", detail, order.symbol)
+        if order.client_id in state.orders and not differs(known, order):
+            continue
         known.state = order.state
         known.filled_qty = max(known.filled_qty, order.filled_qty)
         known.qty = order.qty
@@ -52,6 +55,17 @@ def record_orders(
             state.orders[order.client_id] = known
     ledger.upsert(connection, schema.orders, rows)
     return foreign
+
+
+def differs(known: KnownOrder, order: Order) -> bool:
+    """Tell whether the venue says anything of an order that is not known of it."""
+    return (known.state, known.filled_qty, known.qty, known.stop_price, known.limit_price) != (
+        order.state,
+        order.filled_qty,
+        order.qty,
+        order.stop_price,
+        order.limit_price,
+    )
 
 
 def record_fills(
@@ -149,15 +163,36 @@ def write_exit(connection: Connection, ledger: Ledger, state: TradingState, arme
     ledger.upsert(connection, schema.exits, [row])
 
 
+def split_plan(plan: ExitPlan, ratio: Decimal) -> ExitPlan:
+    """Return exits in the prices after a split."""
+    return replace(
+        plan,
+        stop=None if plan.stop is None else plan.stop / ratio,
+        take_profit=None if plan.take_profit is None else plan.take_profit / ratio,
+    )
+
+
 def protection_mode(state: TradingState, armed: ArmedExit) -> str:
     """Tell whether the venue holds all of a plan (`venue`), or the daemon must watch it (`local`)."""
-    legs = {order.leg for order in state.working_orders(armed.symbol) if order.leg in (Leg.STOP, Leg.TAKE_PROFIT)}
-    wanted = set()
-    if armed.plan.stop is not None:
-        wanted.add(Leg.STOP)
-    if armed.plan.take_profit is not None:
-        wanted.add(Leg.TAKE_PROFIT)
-    return "venue" if armed.plan.stop is not None and wanted <= legs else "local"
+    plan = armed.plan
+    wanted = [leg for leg, price in ((Leg.STOP, plan.stop), (Leg.TAKE_PROFIT, plan.take_profit)) if price is not None]
+    covered = all(_covered_qty(state, armed, leg) >= abs(state.book.qty(armed.symbol)) for leg in wanted)
+    return "venue" if plan.stop is not None and covered else "local"
+
+
+def _covered_qty(state: TradingState, armed: ArmedExit, leg: Leg) -> Decimal:
+    """Return what the venue's legs would close: a leg that waits for its own entry protects nothing yet."""
+    return sum(
+        (
+            order.qty - order.filled_qty
+            for order in state.working_orders(armed.symbol)
+            if order.leg is leg
+            and order.side is armed.side
+            and order.parent_client_id is not None
+            and order.state is not OrderState.HELD
+        ),
+        Decimal(0),
+    )
 
 
 def _closes(armed: ArmedExit, qty: Decimal) -> bool:
