@@ -100,7 +100,7 @@ class AlpacaClient:
         """
         answer = await self._ask(path, params, version=version, market=market, urgent=urgent)
         if not answer.ok or not answer.is_json:
-            raise UnavailableError(f"{self.settings.kind} GET {path}: {answer.describe()}")
+            raise self._unusable(path, answer)
         return answer.body
 
     async def find(self, path: str, params: Mapping[str, Any] | None = None) -> Any | None:
@@ -116,8 +116,14 @@ class AlpacaClient:
         if answer.status == 404 and answer.code == NOT_FOUND:
             return None
         if not answer.ok or not answer.is_json:
-            raise UnavailableError(f"{self.settings.kind} GET {path}: {answer.describe()}")
+            raise self._unusable(path, answer)
         return answer.body
+
+    def _unusable(self, path: str, answer: Answer) -> UnavailableError:
+        what = f"{self.settings.kind} at {self.settings.trading_url}"
+        return UnavailableError(
+            f"{what}: GET {path} was not answered as such a venue does ({answer.describe()}): check venue.url"
+        )
 
     async def command(
         self,

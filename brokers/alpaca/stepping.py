@@ -89,7 +89,7 @@ class SteppedClock:
         except convert.WireError as error:
             raise UnavailableError(f"the exchange's clock is not usable: {error}") from error
         if content.get("stepped") is not True:
-            raise RejectedError("not_stepped", "the exchange runs by itself: start it stepped for this daemon")
+            raise RejectedError("not_stepped", "the exchange runs by itself: start it without --free-running")
         self._feed_ended = content.get("feed_ended") is True
         self.description = dict(content)
 

@@ -134,7 +134,8 @@ def _listen(options: ServerOptions) -> socket.socket:
         listener.close()
         reason = error.strerror or str(error)
         msg = (
-            f"the exchange cannot listen on {options.host}:{options.port} ({reason}): give another --port, or 0 for any"
+            f"the exchange cannot listen on {options.host}:{options.port} ({reason}): "
+            "give another address or port (--port, exchange.port), or port 0 for any"
         )
         raise ServerError(msg) from error
     return listener

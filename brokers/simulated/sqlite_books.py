@@ -55,11 +55,13 @@ CREATE TABLE actions (
 """
 
 _REMEDIES = {
-    "locked": "another exchange process uses them: stop it, or give --books another file",
+    "locked": "another exchange process uses them: stop it, or give another file (--books, exchange.books)",
     "readonly": "make the file and its folder writable",
     "unable to open": "create its folder and make it writable",
     "full": "free space on its disk, then start again: nothing that was answered is lost",
-    "not a database": "it is some other file: give --books another one",
+    "not a database": "it is some other file: give another one (--books, exchange.books)",
+    "Permission denied": "make the file and its folder writable",
+    "No such file": "its folder cannot be made: give another file (--books, exchange.books)",
     "disk I/O error": "make the file and its folder writable, and check the disk",
     "malformed": "the file is damaged: restore a copy, or start new books",
 }
@@ -209,7 +211,7 @@ class SqliteBooks:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
             if connection.execute("SELECT name FROM sqlite_master LIMIT 1").fetchone() is not None:
-                msg = f"the books {self.path} are the database of something else: give --books another file"
+                msg = f"the books {self.path} are the database of something else: give another file (--books)"
                 raise BooksError(msg)
             for statement in _SCHEMA.split(";"):
                 connection.execute(statement)
@@ -228,7 +230,7 @@ class SqliteBooks:
         if differences:
             msg = (
                 f"the books {self.path} were made with something else ({'; '.join(differences)}): "
-                "go back to it, or give --books another file"
+                "go back to it, or give another file (--books, exchange.books)"
             )
             raise BooksError(msg)
 
