@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
 
 from brokers.domain import Side
+from brokers.series import BarSeries, Float
 
 PRICE_QUANTUM = Decimal("0.000000001")
 """Fill prices and fees are rounded half-even to 1e-9 of the quote currency, everywhere."""
@@ -136,6 +137,32 @@ def is_split(ratio: float) -> bool:
 def split_ratio(ratio: float) -> Decimal:
     """Return the factor by which held quantity changes, as Decimal, rounded half-even to 1e-6."""
     return Decimal(ratio).quantize(Decimal("0.000001"), ROUND_HALF_EVEN)
+
+
+def split_ratios(adj_factor: Float) -> dict[int, Decimal]:
+    """Return the split ratio by bar index of every bar that opens with a split."""
+    found: dict[int, Decimal] = {}
+    for before in (adj_factor[1:] != adj_factor[:-1]).nonzero()[0].tolist():
+        ratio = float(adj_factor[before + 1]) / float(adj_factor[before])
+        if is_split(ratio):
+            found[before + 1] = split_ratio(ratio)
+    return found
+
+
+def reference_before(bars: BarSeries, index: int) -> ReferenceBar:
+    """Return what the cost of a fill in bar `index` is estimated from: the bar before it, in the fill's units.
+
+    Where bar `index` opens with a split, orders have been scaled to the new units, and so is the volume.
+    Before the first bar there is nothing to estimate an impact from.
+    """
+    if index < 1:
+        return ReferenceBar(volume=0.0, sigma=0.0)
+    before = index - 1
+    volume = float(bars.volume[before])
+    ratio = float(bars.adj_factor[index]) / float(bars.adj_factor[before])
+    if is_split(ratio):
+        volume *= float(split_ratio(ratio))
+    return ReferenceBar.of(float(bars.high[before]), float(bars.low[before]), volume)
 
 
 def dividend_per_unit(previous_close: float, ratio: float) -> Decimal:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from brokers.costs import is_split, split_ratio
+from brokers.costs import split_ratios
 from brokers.series import BarSeries, Int
 from strategies.features.columns import Float
 
@@ -299,15 +299,11 @@ def round_trips(executions: Executions, splits: Sequence[Split] = ()) -> list[Ro
 
 def splits_of(series: Mapping[str, BarSeries]) -> list[Split]:
     """Return the splits that `adj_factor` of some symbols tells of, at the opens of their bars."""
-    found = []
-    for symbol, one in series.items():
-        ratio_T = one.adj_factor[1:] / one.adj_factor[:-1]
-        found += [
-            Split(symbol, int(one.open_ns[t + 1]), float(split_ratio(float(ratio_T[t]))))
-            for t in np.flatnonzero(ratio_T != 1.0).tolist()
-            if is_split(float(ratio_T[t]))
-        ]
-    return found
+    return [
+        Split(symbol, int(one.open_ns[bar]), float(ratio))
+        for symbol, one in series.items()
+        for bar, ratio in split_ratios(one.adj_factor).items()
+    ]
 
 
 @dataclass(slots=True)

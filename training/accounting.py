@@ -22,11 +22,11 @@ import numpy as np
 from brokers.account import AccountBook
 from brokers.costs import (
     CostModel,
-    ReferenceBar,
     dividend_per_unit,
     is_split,
     limit_fill_price,
     quantise,
+    reference_before,
     split_ratio,
     stop_trigger_price,
 )
@@ -169,8 +169,7 @@ def _price(execution: Execution, bars: BarSeries, index: int, costs: CostModel) 
             f"{execution.symbol}: an execution in the first bar given has no completed bar before it; "
             "begin the bars one earlier"
         )
-    before = index - 1
-    reference = ReferenceBar.of(float(bars.high[before]), float(bars.low[before]), float(bars.volume[before]))
+    reference = reference_before(bars, index)
     side, qty = execution.side, float(execution.qty)
     bar = tuple(float(column[index]) for column in (bars.open, bars.high, bars.low))
     if execution.kind is FillKind.OPEN:

@@ -147,8 +147,8 @@ def reward_table(bars: BarSeries, costs: CostModel, *, capital_usd: float) -> Fl
         return reward_TPN
     overnight_t = overnight_returns(bars)[k:]
     intrabar_t = bars.close[k:] / bars.open[k:] - 1.0
-    units_t = capital_usd / bars.close[:-k]
-    before = np.s_[k - 1 : -1]
+    before = np.s_[k - 1 : -1]  # the bar before the fill's: size and volume in the same units, also with splits
+    units_t = capital_usd / bars.close[before]
     sigma_t = np.log(bars.high[before] / bars.low[before]) * _PARKINSON
     volume_t = bars.volume[before]
     cost_tD = np.stack(
@@ -157,7 +157,9 @@ def reward_table(bars: BarSeries, costs: CostModel, *, capital_usd: float) -> Fl
     )
     for old in (-1, 0, 1):
         for new in (-1, 0, 1):
-            growth_t = (1.0 + old * overnight_t) * (1.0 - cost_tD[:, abs(new - old)]) * (1.0 + new * intrabar_t)
+            # what is lost cannot be lost again: two losses beyond all of the equity must not multiply to a gain
+            before_t = np.maximum(1.0 + old * overnight_t, 0.0)
+            growth_t = before_t * np.maximum(1.0 - cost_tD[:, abs(new - old)], 0.0) * (1.0 + new * intrabar_t)
             reward_TPN[:-k, old + 1, new + 1] = np.log(np.maximum(growth_t, RUIN_FRACTION))
     return reward_TPN
 

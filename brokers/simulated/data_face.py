@@ -106,5 +106,5 @@ def _read_token(token: str | None) -> tuple[str, datetime | None]:
     try:
         symbol, _, ns = base64.urlsafe_b64decode(token).decode().rpartition("|")
         return symbol, from_ns(int(ns))
-    except ValueError:
-        raise HttpError(400, 40010000, f"invalid page_token {token!r}: give a next_page_token") from None
+    except (ValueError, OverflowError):
+        raise HttpError(400, 40010000, f"invalid page_token {token[:60]!r}: give a next_page_token") from None

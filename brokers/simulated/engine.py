@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -110,7 +111,7 @@ class MatchingEngine:
         self.instruments = {symbol: instruments[symbol] for symbol in feed.symbols}
         self._floor = Floor(feed, costs, settings, self.instruments)
         self._times_ns = self._floor.timeline.times_ns
-        self._market = Market(feed)
+        self._market = Market(feed, self._floor.timeline)
         self._books = books
         self._identity = self._describe() if books.keeps else {}
         self._failure: BooksError | None = None
@@ -163,7 +164,8 @@ class MatchingEngine:
         if idle_ns <= since_ns:
             return Advance(since, Event.IDLE, repeated=False, feed_ended=self.feed_ended, orders_changed=())
         state.changed.clear()
-        state.event = self._floor.step(state, idle_ns)
+        with self._whole_step(since):
+            state.event = self._floor.step(state, idle_ns)
         state.last_changed = tuple(state.changed)
         self._commit(state)
         return self._answer(state, repeated=False)
@@ -182,7 +184,8 @@ class MatchingEngine:
                 state.now_ns = until_ns
                 state.event = Event.IDLE
             else:
-                state.event = self._floor.step(state, until_ns)
+                with self._whole_step(from_ns(state.now_ns)):
+                    state.event = self._floor.step(state, until_ns)
         state.last_changed = tuple(state.changed)
         self._commit(state)
         return state.last_changed
@@ -274,7 +277,11 @@ class MatchingEngine:
 
     def free_client_id(self) -> str:
         """Return a client id for an order that came without one."""
-        return f"exchange-{self._usable().sequence + 1:012d}"
+        state = self._usable()
+        number = state.sequence + 1
+        while f"exchange-{number:012d}" in state.orders:  # somebody's own id
+            number += 1
+        return f"exchange-{number:012d}"
 
     def fills(self, after: str | None = None) -> list[Fill]:
         """Return executions after an execution id, oldest first."""
@@ -291,7 +298,7 @@ class MatchingEngine:
     # --- money ------------------------------------------------------------------------------------------------
 
     def account(self) -> Account:
-        """Return equity at the last completed closes, cash and buying power."""
+        """Return equity at the last completed closes (in units after a split that has opened), cash, buying power."""
         state = self._usable()
         return Account(
             equity=state.account.equity(money.marks(state, self._market)),
@@ -372,11 +379,29 @@ class MatchingEngine:
         )
 
     def _usable(self) -> State:
-        """Return the state; after a failed commit, first go back to what the books really hold."""
+        """Return the state; after a failed step or commit, first go back to what the books really hold.
+
+        Raises:
+            BooksError: There are no books to go back to.
+        """
         if self._failure is not None:
+            if not self._books.keeps:
+                raise self._failure
             self._state = self._load()
             self._failure = None
         return self._state
+
+    @contextmanager
+    def _whole_step(self, since: datetime) -> Iterator[None]:
+        """Make sure that nothing continues from a step that failed half-way: part of it has moved the state."""
+        try:
+            yield
+        except Exception as error:
+            self._failure = BooksError(
+                f"the step from {since.isoformat()} failed ({error!r}); it did not happen: "
+                "check the bars of that time, the exchange cannot pass it"
+            )
+            raise self._failure from error
 
     def _commit(self, state: State) -> None:
         if self._books.keeps:

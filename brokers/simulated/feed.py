@@ -129,6 +129,7 @@ class Timeline:
         symbols: N indices into the feed's symbols.
         bars: N bar indices within the symbol's series.
         has_action: E flags: an open of this instant carries a split or a dividend.
+        opens_ns: By symbol of the feed, when each of its bars opens for trading.
     """
 
     times_ns: Int
@@ -137,6 +138,7 @@ class Timeline:
     symbols: NDArray[np.int32]
     bars: NDArray[np.int32]
     has_action: NDArray[np.bool_] = field(repr=False)
+    opens_ns: tuple[Int, ...] = field(repr=False)
 
     @classmethod
     def of(cls, feed: Feed, deadline_ns: int) -> Timeline:
@@ -145,7 +147,7 @@ class Timeline:
         Raises:
             FeedError: A bar would close before its open event: the deadline is too long for these bars.
         """
-        times, kinds, symbols, bars, actions = [], [], [], [], []
+        times, kinds, symbols, bars, actions, opens_ns = [], [], [], [], [], []
         closes = np.unique(np.concatenate([series.close_ns for series in feed.series.values()]))
         for index, symbol in enumerate(feed.symbols):
             series = feed.series[symbol]
@@ -159,6 +161,7 @@ class Timeline:
                     f"{at.isoformat()}: use longer bars or a shorter decision_deadline_s"
                 )
                 raise FeedError(msg)
+            opens_ns.append(opens)
             has_action = np.zeros(count, dtype=np.bool_)
             has_action[1:] = series.adj_factor[1:] != series.adj_factor[:-1]
             for kind, at_ns, flags in ((CLOSE, series.close_ns, np.zeros(count, np.bool_)), (OPEN, opens, has_action)):
@@ -177,6 +180,7 @@ class Timeline:
             symbols=symbol_N[order],
             bars=np.concatenate(bars)[order],
             has_action=np.logical_or.reduceat(np.concatenate(actions)[order], first),
+            opens_ns=tuple(opens_ns),
         )
 
     def after(self, at_ns: int) -> int:

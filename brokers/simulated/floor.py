@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 
 from brokers.account import ZERO
-from brokers.costs import PRICE_QUANTUM, CostModel, ReferenceBar, dividend_per_unit, is_split, split_ratio
+from brokers.costs import PRICE_QUANTUM, CostModel, dividend_per_unit, is_split, reference_before, split_ratio
 from brokers.domain import Fill, Instrument, OrderState, OrderType
 from brokers.series import from_ns
 from brokers.simulated.feed import CLOSE, Feed, Timeline
@@ -68,7 +68,7 @@ class Floor:
             open=float(series.open[bar]),
             high=float(series.high[bar]),
             low=float(series.low[bar]),
-            reference=self._reference(index, bar - 1),
+            reference=reference_before(series, bar),
         )
         self._match_resting(state, orders, path, at_ns=state.now_ns, legs_wait=1)
 
@@ -86,7 +86,7 @@ class Floor:
             if order.opens_to_wait and order.state is not OrderState.HELD:
                 order.opens_to_wait -= 1
                 state.touch_silently(order)
-        path = BarPath.at_open(float(series.open[bar]), self._reference(index, bar - 1))
+        path = BarPath.at_open(float(series.open[bar]), reference_before(series, bar))
         close_ns = int(series.close_ns[bar])
         market = [order for order in _matchable(orders) if order.type is OrderType.MARKET]
         self._match_resting(state, orders, path, at_ns=state.now_ns, legs_wait=0)
@@ -243,13 +243,6 @@ class Floor:
             if order.limit_price is not None:
                 order.limit_price = (order.limit_price / factor).quantize(PRICE_QUANTUM)
             state.touch(order)
-
-    def _reference(self, index: int, bar: int) -> ReferenceBar:
-        """Return the last completed bar's volume and sigma; before the first bar there is no impact to estimate."""
-        if bar < 0:
-            return ReferenceBar(volume=0.0, sigma=0.0)
-        series = self._series[index]
-        return ReferenceBar.of(float(series.high[bar]), float(series.low[bar]), float(series.volume[bar]))
 
     @staticmethod
     def _closable_qty(state: State, order: BookOrder) -> Decimal:

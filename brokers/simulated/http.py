@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from brokers.calendar import CalendarError
 from brokers.domain import DuplicateClientIdError, utc
 from brokers.simulated.books import BooksError
 from brokers.simulated.engine import ClockConflictError, MatchingEngine
@@ -39,6 +40,11 @@ _REFUSAL = {
 """Status and code of each refusal; all others are 422 and `UNPROCESSABLE`."""
 
 BODY_BYTES_MAX = 65_536
+_DIGITS_MAX = 9
+_SHOWN_MAX = 60
+"""Characters of a client's own text that an error repeats."""
+_FIRST_YEAR, _LAST_YEAR = 1900, 2200
+"""Times beyond them do not fit 64 bits of nanoseconds together with a calendar's margins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,17 +114,22 @@ class Face:
             if needs_keys and not (key and secret):
                 raise HttpError(401, 40110000, "request is not authorized: send any key and secret")
             return
-        known = compare_digest(key or "", expected) & compare_digest(secret or "", self.options.secret_key or "")
+        known = _same(key, expected) & _same(secret, self.options.secret_key)
         if not known:
             raise HttpError(401, 40110000, "request is not authorized")
+
+
+def _same(given: str | None, expected: str | None) -> bool:
+    """Compare two secrets in constant time, whatever characters a client sends."""
+    return compare_digest((given or "").encode(), (expected or "").encode())
 
 
 def route(face: Face, path: str, handler: Handler, method: str = "GET", *, needs_keys: bool = True) -> Route:
     """Return a route whose handler runs, start to end, without another request in between."""
 
     async def endpoint(request: Request) -> Response:
-        body = await _body(request) if method in ("POST", "DELETE") else b""
         try:
+            body = await _body(request) if method in ("POST", "DELETE") else b""
             face.authorise(request, needs_keys=needs_keys)
             answer = handler(face, request, body)
         except HttpError as error:
@@ -129,6 +140,8 @@ def route(face: Face, path: str, handler: Handler, method: str = "GET", *, needs
             answer = JSONResponse({"code": VALIDATION, "message": error.message, "reject_reason": error.code}, 422)
         except ClockConflictError as error:
             answer = JSONResponse({"code": 40910000, "message": str(error), "now": stamp(face.engine.now)}, 409)
+        except CalendarError as error:
+            answer = JSONResponse({"code": UNPROCESSABLE, "message": str(error)}, 422)
         except BooksError as error:
             answer = JSONResponse({"code": 50010000, "message": str(error)}, 500)
         delay_s = face.options.answer_delay_s.get(path)
@@ -145,9 +158,9 @@ async def _body(request: Request) -> bytes:
     async for chunk in request.stream():
         size += len(chunk)
         if size > BODY_BYTES_MAX:
-            break
+            raise HttpError(413, VALIDATION, f"request body exceeds {BODY_BYTES_MAX} bytes: send one order at a time")
         chunks.append(chunk)
-    return b"".join(chunks) if size <= BODY_BYTES_MAX else b"\x00"
+    return b"".join(chunks)
 
 
 def _refusal(error: RefusedError) -> Response:
@@ -166,7 +179,7 @@ def json_object(body: bytes) -> dict[str, Any]:
     """
     try:
         content = json.loads(body, parse_float=Decimal, parse_int=Decimal)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise HttpError(400, VALIDATION, "request body is not JSON") from None
     if not isinstance(content, dict):
         raise HttpError(400, VALIDATION, "request body is not a JSON object")
@@ -187,7 +200,7 @@ def number(content: Mapping[str, Any], key: str) -> Decimal | None:
     except InvalidOperation:
         parsed = Decimal("NaN")
     if not parsed.is_finite():
-        raise HttpError(422, UNPROCESSABLE, f"{key} {value!r} is not a number")
+        raise HttpError(422, UNPROCESSABLE, f"{key} {str(value)[:_SHOWN_MAX]!r} is not a number")
     return parsed
 
 
@@ -195,12 +208,15 @@ def parse_time(text: str, name: str) -> datetime:
     """Read RFC 3339 or a date (00:00 UTC); digits beyond microseconds are cut off.
 
     Raises:
-        HttpError: Not a time.
+        HttpError: Not a time, or one that no calendar knows.
     """
     try:
         at = datetime.fromisoformat(text.replace(" ", "+"))
     except ValueError:
-        raise HttpError(422, UNPROCESSABLE, f"{name} {text!r} is not an RFC 3339 time or date") from None
+        raise HttpError(422, UNPROCESSABLE, f"{name} {text[:_SHOWN_MAX]!r} is not an RFC 3339 time or date") from None
+    if not _FIRST_YEAR <= at.year < _LAST_YEAR:
+        msg = f"{name} {text[:_SHOWN_MAX]!r} is not a time from {_FIRST_YEAR} to {_LAST_YEAR}"
+        raise HttpError(422, UNPROCESSABLE, msg)
     return at.replace(tzinfo=UTC) if at.tzinfo is None else utc(at)
 
 
@@ -219,8 +235,10 @@ def int_param(request: Request, name: str, default: int, least: int, most: int) 
     text = request.query_params.get(name)
     if not text:
         return default
-    if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
-        raise HttpError(422, UNPROCESSABLE, f"{name} {text!r} is not a whole number from {least} to {most}")
+    if not (text.isascii() and text.isdigit() and len(text) <= _DIGITS_MAX and least <= int(text) <= most):
+        raise HttpError(
+            422, UNPROCESSABLE, f"{name} {text[:_SHOWN_MAX]!r} is not a whole number from {least} to {most}"
+        )
     return int(text)
 
 

@@ -6,10 +6,10 @@ from decimal import Decimal
 
 import numpy as np
 
-from brokers.costs import CostModel, quantise
+from brokers.costs import PRICE_QUANTUM, CostModel, quantise, split_ratios
 from brokers.domain import Bar, Quote
 from brokers.series import BarSeries, from_ns
-from brokers.simulated.feed import Feed
+from brokers.simulated.feed import Feed, Timeline
 
 _BPS = 1e-4
 _WALK_MAX = 16
@@ -17,10 +17,16 @@ _WALK_MAX = 16
 
 
 class Market:
-    """Bars of a feed, cut off at a time that mostly moves forward by one bar."""
+    """Bars of a feed, cut off at a time that mostly moves forward by one bar.
 
-    def __init__(self, feed: Feed) -> None:
+    From the open of a split's bar to its close, held quantities are new and the last close is old: prices are then
+    brought to the new units.
+    """
+
+    def __init__(self, feed: Feed, timeline: Timeline) -> None:
         self._series = dict(feed.series)
+        self._opens_ns = dict(zip(feed.symbols, timeline.opens_ns, strict=True))
+        self._splits = {symbol: split_ratios(feed.series[symbol].adj_factor) for symbol in feed.symbols}
         self._visible: dict[str, int] = {}
         self._prices: dict[str, tuple[int, Decimal]] = {}
 
@@ -49,12 +55,22 @@ class Market:
         priced = self._prices.get(symbol)
         if priced is None or priced[0] != count:
             priced = self._prices[symbol] = (count, quantise(float(self._series[symbol].close[count - 1])))
-        return priced[1]
+        return self._in_units_of(symbol, count, priced[1], now_ns)
 
     def previous_close(self, symbol: str, now_ns: int) -> Decimal | None:
         """Return the close before the last completed one; None where there is none."""
         count = self.visible(symbol, now_ns)
-        return quantise(float(self._series[symbol].close[count - 2])) if count > 1 else None
+        if count < 2:
+            return None
+        price = quantise(float(self._series[symbol].close[count - 2]))
+        return self._in_units_of(symbol, count, self._in_units_of(symbol, count - 1, price, now_ns), now_ns)
+
+    def _in_units_of(self, symbol: str, bar: int, price: Decimal, now_ns: int) -> Decimal:
+        """Return a price from before a bar in the units of that bar, if it has opened with a split."""
+        ratio = self._splits[symbol].get(bar)
+        if ratio is None or self._opens_ns[symbol][bar] > now_ns:
+            return price
+        return (price / ratio).quantize(PRICE_QUANTUM)
 
     def bars(self, symbol: str, start_ns: int, end_ns: int, now_ns: int) -> list[Bar]:
         """Return completed bars with start <= bar.start < end, oldest first."""
@@ -83,14 +99,13 @@ class Market:
 
     def quote(self, symbol: str, now_ns: int, costs: CostModel) -> Quote | None:
         """Return last close minus and plus the half-spread, as of that close; None before the first close."""
-        count = self.visible(symbol, now_ns)
-        if not count:
+        last = self.last_price(symbol, now_ns)
+        if last is None:
             return None
-        series = self._series[symbol]
-        price, half = float(series.close[count - 1]), costs.half_spread_bps * _BPS
+        price, half = float(last), costs.half_spread_bps * _BPS
         return Quote(
             symbol=symbol,
             bid=quantise(price * (1.0 - half)),
             ask=quantise(price * (1.0 + half)),
-            at=from_ns(series.close_ns[count - 1]),
+            at=from_ns(self._series[symbol].close_ns[self.visible(symbol, now_ns) - 1]),
         )

@@ -19,6 +19,12 @@ RESERVE_MARGIN = Decimal("1.02")
 
 CLIENT_ID_LENGTH_MAX = 128
 
+NUMBER_MAX = Decimal("1e12")
+"""Largest price and quantity: with splits and 1e-9 of precision they still fit a Decimal's 28 digits."""
+DECIMALS_MAX = 100
+"""Most digits behind the point: a number must not become a page of zeros wherever it is written."""
+_BOUNDS = f"at most {NUMBER_MAX:f} and with at most {DECIMALS_MAX} decimals"
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:
@@ -110,6 +116,9 @@ def _check_prices(request: OrderRequest) -> None:
     if not 0 < len(request.client_id) <= CLIENT_ID_LENGTH_MAX:
         msg = f"client_order_id has {len(request.client_id)} characters: give 1 to {CLIENT_ID_LENGTH_MAX}"
         raise RefusedError(RejectCode.WRONG_FIELDS, msg)
+    if not request.client_id.isprintable():
+        msg = f"client_order_id {request.client_id!r} holds characters that cannot be printed: leave them out"
+        raise RefusedError(RejectCode.WRONG_FIELDS, msg)
     wants_limit = request.type in (OrderType.LIMIT, OrderType.STOP_LIMIT)
     wants_stop = request.type in (OrderType.STOP, OrderType.STOP_LIMIT)
     for name, price, wanted in (
@@ -121,12 +130,21 @@ def _check_prices(request: OrderRequest) -> None:
             raise RefusedError(RejectCode.WRONG_FIELDS, msg)
     for name in ("limit_price", "stop_price", "take_profit", "stop_loss"):
         price = getattr(request, name)
-        if price is not None and not (price.is_finite() and price > 0):
-            msg = f"{name} is {price}: give a positive price"
+        if price is not None and not _is_usable(price):
+            msg = f"{name} is {_shown(price)}: give a positive price, {_BOUNDS}"
             raise RefusedError(RejectCode.WRONG_PRICE, msg)
-    if not (request.qty.is_finite() and request.qty > 0):
-        msg = f"qty is {request.qty}: give a positive quantity"
+    if not _is_usable(request.qty):
+        msg = f"qty is {_shown(request.qty)}: give a positive quantity, {_BOUNDS}"
         raise RefusedError(RejectCode.WRONG_QTY, msg)
+
+
+def _is_usable(number: Decimal) -> bool:
+    exponent = number.as_tuple().exponent
+    return isinstance(exponent, int) and exponent >= -DECIMALS_MAX and 0 < number <= NUMBER_MAX
+
+
+def _shown(number: Decimal) -> str:
+    return f"{number:.6g}"
 
 
 def _check_exits(request: OrderRequest, last_price: Decimal) -> None:

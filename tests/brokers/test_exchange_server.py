@@ -262,7 +262,7 @@ def test_a_filled_order_cannot_be_cancelled(equity: Client) -> None:
     assert (status, body["message"]) == (422, 'order is already in "filled" state')
 
 
-@pytest.mark.parametrize("body", ["", "[]", "{", "null", "x" * 70_000])
+@pytest.mark.parametrize("body", ["", "[]", "{", "null"])
 def test_a_body_that_is_no_order_is_refused(equity: Client, body: str) -> None:
     status, answer = equity.ask("POST", "/v2/orders", body)
     assert (status, answer["code"]) == (400, 40010001)

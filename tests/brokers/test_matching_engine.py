@@ -559,6 +559,52 @@ def test_a_split_changes_the_position_and_its_open_bracket() -> None:
     assert (action.kind, action.amount) == ("split", split_ratio(2.0))
 
 
+def test_equity_does_not_move_between_a_splits_open_and_the_first_close_after_it() -> None:
+    floor = split_floor().to(at(1))
+    floor.buy("a")
+    seen = set()
+    while floor.engine.now < at(5):
+        floor.engine.advance(floor.engine.now, FAR)
+        seen.add(floor.engine.account().equity)
+    assert seen == {Decimal(100_000)}
+
+
+def test_prices_are_in_the_new_units_from_a_splits_open_on() -> None:
+    floor = split_floor().to(at(1))
+    floor.buy("a")
+    floor.to(at(3))
+    assert floor.engine.positions()["X"].mark == 100
+    floor.to(at(3, 10))
+    assert floor.engine.positions()["X"].mark == 50
+    assert floor.engine.previous_close("X") == 50
+    quote = floor.engine.quote("X")
+    assert quote is not None
+    assert quote.mid == 50
+
+
+def test_a_bracket_sent_between_a_splits_open_and_close_is_measured_in_the_new_units() -> None:
+    floor = split_floor().to(at(3, 10))
+    assert floor.buy("a", "1", stop_loss="45", take_profit="55").legs
+
+
+def test_the_size_impact_of_an_order_that_waits_through_a_split_stays_the_same() -> None:
+    impact = CostModel(fee_bps=0.0, half_spread_bps=0.0, impact=1.0)
+    moves = []
+    for ratio in (1.0, 2.0):
+        rows = [(100.0, 101.0, 99.0, 100.0)] * 3 + [(100.0 / ratio, 101.0 / ratio, 99.0 / ratio, 100.0 / ratio)] * 3
+        floor = Floor({"X": series("X", rows, adj=[1.0] * 3 + [ratio] * 3)}, costs=impact).to(at(3))
+        floor.buy("a")
+        fill = floor.to(at(4)).fill_of("a")
+        assert fill.mark_price is not None
+        moves.append(fill.price / fill.mark_price)
+    assert abs(moves[0] - moves[1]) < Decimal("1e-9")
+
+
+def split_floor() -> Floor:
+    """Return an engine whose fourth bar opens with a split of two for one."""
+    return Floor({"X": series("X", flat(3) + flat(3, 50.0), adj=[1, 1, 1, 2, 2, 2])})
+
+
 def test_a_split_changes_what_remains_of_an_order_that_waits() -> None:
     floor = Floor({"X": series("X", [*flat(2), *flat(3, 50.0)], adj=[1, 1, 2, 2, 2])}).to(at(1, 10))
     floor.buy("a", "10")

@@ -73,6 +73,6 @@ def reward_by_hand(bars: BarSeries, t: int, old: int, new: int, costs: CostModel
     equity = 1.0 + old * (worth_at_open / close - 1.0)
     reference = ReferenceBar.of(bars.high[before], bars.low[before], bars.volume[before])
     units = abs(new - old)
-    equity *= 1.0 - units * costs.side_fraction(units * capital_usd / bars.close[t], reference)
+    equity *= 1.0 - units * costs.side_fraction(units * capital_usd / close, reference)
     equity *= 1.0 + new * (bars.close[fill] / bars.open[fill] - 1.0)
     return math.log(equity)

@@ -77,6 +77,23 @@ def test_a_price_that_wipes_the_account_out_pays_the_ruin_reward() -> None:
     assert rewards[4, 0, 0] == math.log(RUIN_FRACTION)
 
 
+def test_two_losses_beyond_the_whole_equity_are_ruin_not_a_gain() -> None:
+    bars = walk(n=10)
+    bars.open[5] = bars.close[4] * 2.5
+    bars.close[5] = bars.open[5] * 2.5
+    bars.high[5] = bars.close[5]
+    rewards = reward_table(bars, NO_COSTS, capital_usd=10_000.0)
+    assert rewards[4, 0, 0] == math.log(RUIN_FRACTION)
+
+
+def test_a_later_fill_pays_the_impact_of_the_bar_before_it_in_its_own_units() -> None:
+    bars = walk(events={20: 4.0})
+    bars.volume[20:] *= 4.0
+    one = reward_table(bars, ALL_COSTS, capital_usd=10_000.0)
+    late = reward_table(bars, replace(ALL_COSTS, latency_bars=2), capital_usd=10_000.0)
+    np.testing.assert_array_equal(late[:-2], one[1:-1])
+
+
 @given(
     qty=st.floats(0, 1e7),
     high=st.floats(1.0, 1.5),
