@@ -11,6 +11,7 @@ Axes: B rows, F features, T targets, G feature groups.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,6 +52,8 @@ class Model:
         options.enable_cpu_mem_arena = False
         options.enable_mem_pattern = False
         options.log_severity_level = 3
+        # weights outside of the file would escape the bundle's hashes: they are looked for where nothing can be
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
         try:
             self._session = ort.InferenceSession(content, sess_options=options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no public base class
@@ -129,14 +132,20 @@ class BundlePolicy:
 
         Args:
             bundle: A verified bundle.
-            shorts: False to leave -1 out even where the policy has a value for it.
+            shorts: True where -1 is an allowed target.
             name: Key of its vote in the ledger.
 
         Raises:
-            BundleError: The model does not keep the contract, or answers the canary differently.
+            BundleError: The model does not keep the contract, answers the canary differently, or was trained with
+                shorts where none are allowed: such a policy turns positions and has never learned to close them.
         """
+        if not shorts and min(bundle.targets) < 0:
+            raise BundleError(
+                f"policy {bundle.id} was trained with shorts, and shorts are off: it never learned to go flat from a "
+                "position; set strategy.shorts, or train one with training.shorts=false"
+            )
         self.bundle = bundle
-        self.targets = tuple(target for target in sorted(bundle.targets) if shorts or target >= 0)
+        self.targets = tuple(sorted(bundle.targets))
         self._name = name
         self._model = Model(bundle.policy_path.read_bytes(), bundle.feature_spec, bundle.targets)
         self.check_canary()

@@ -10,11 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import WIDTH, first_feature, linear_model, logarithm_model, make_bundle
+from tiny_models import (
+    SPEC,
+    WIDTH,
+    first_feature,
+    linear_model,
+    logarithm_model,
+    make_bundle,
+    model_with_weights_outside,
+)
 
 from strategies import bundle as bundles
 from strategies.bundle import Bundle, BundleError
-from strategies.policy import BundlePolicy, greedy_targets
+from strategies.policy import BundlePolicy, Model, greedy_targets
 from strategies.strategy import Abstention, ExitLevels, Observations, Opinion, Reason
 
 CLOSE = datetime(2024, 3, 1, 12, tzinfo=UTC)
@@ -66,10 +74,23 @@ def test_the_position_is_an_input(tmp_path: Path) -> None:
     assert targets(ask(BundlePolicy(make_bundle(tmp_path / "b", model)), [0.0, 0.0], [0, 1])) == [0, 1]
 
 
-def test_shorts_are_taken_only_where_allowed(tmp_path: Path) -> None:
+def test_a_policy_that_was_trained_with_shorts_takes_them(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "b", short_model(), targets=(-1, 0, 1))
     assert targets(ask(BundlePolicy(bundle), [-0.5], [1])) == [-1]
-    assert targets(ask(BundlePolicy(bundle, shorts=False), [-0.5], [1])) == [0]
+
+
+def test_a_policy_that_was_trained_with_shorts_is_refused_where_they_are_off(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b", short_model(), targets=(-1, 0, 1))
+    with pytest.raises(BundleError, match="never learned to go flat"):
+        BundlePolicy(bundle, shorts=False)
+
+
+def test_weights_outside_of_the_hashed_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, weights = model_with_weights_outside("weights.bin")
+    (tmp_path / "weights.bin").write_bytes(weights)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError, match="not a model"):
+        Model(content, SPEC, (0, 1))
 
 
 def test_a_row_with_nan_is_an_abstention_and_leaves_the_others_alone(tmp_path: Path) -> None:

@@ -93,3 +93,19 @@ def make_bundle(directory: Path, policy: bytes | None = None, **changes: object)
         **changes,
     }
     return write_bundle(directory, **arguments)  # type: ignore[arg-type]  # a test may pass anything
+
+
+def model_with_weights_outside(location: str) -> tuple[bytes, bytes]:
+    """Return (a model whose long value reads its weights from the file `location`, the content of that file)."""
+    shape = (WIDTH, 64)  # ONNX Runtime refuses small weights outside of a file for a reason of its own
+    weights = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
+    content = np.ones(shape, dtype=np.float32).tobytes()
+    for key, value in (("location", location), ("offset", "0"), ("length", str(len(content)))):
+        weights.external_data.add(key=key, value=value)
+    nodes = [
+        helper.make_node("MatMul", ["features", "w"], ["weighted"]),
+        helper.make_node("ReduceMax", ["weighted"], ["q_long"], axes=[1]),
+        helper.make_node("Identity", ["position"], ["q_flat"]),
+    ]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1]) for name in ("q_long", "q_flat")]
+    return _serialised(nodes, outputs, [weights], WIDTH), content
