@@ -79,7 +79,7 @@ class Performance:
 
     Args:
         mean_bps: Mean, basis points per bar.
-        error_bps: Its standard error from the means of consecutive blocks.
+        error_bps: Its standard error from the means of consecutive blocks; of `random`, over its policies.
         turnover: Sides traded per bar.
         exposure: Mean absolute position.
         bars: Steps evaluated.
@@ -120,7 +120,9 @@ def performance(table: MarketTable, target_PT: Int) -> Performance:
     rows = table.start_rows
     before_R = np.concatenate([[0], position_R[:-1]])
     before_R[np.concatenate([[True], np.diff(rows) != 1])] = 0
-    block_means = np.array([block.mean() for block in np.array_split(reward_R, BLOCKS)])
+    # blocks of time, each with all symbols in it: symbols that move together are not independent evidence
+    in_time_R = np.argsort(table.close_ns_T[rows], kind="stable")
+    block_means = np.array([block.mean() for block in np.array_split(reward_R[in_time_R], BLOCKS)])
     return Performance(
         mean_bps=float(reward_R.mean() * 1e4),
         error_bps=float(block_means.std(ddof=1) / np.sqrt(BLOCKS) * 1e4),

@@ -69,6 +69,14 @@ def test_the_mean_is_the_sum_of_log_returns_over_bars() -> None:
     assert math.isclose(performance(table, targets(len(table), 1)).mean_bps, rewards.mean() * 1e4)
 
 
+def test_a_symbol_that_is_a_copy_of_another_adds_no_evidence() -> None:
+    bars = walk(n=600)
+    alone, doubled = table_of(bars), table_of(bars, replace(bars, symbol="COPY"))
+    one, two = (performance(table, targets(len(table), 1)) for table in (alone, doubled))
+    assert math.isclose(two.mean_bps, one.mean_bps)
+    assert math.isclose(two.error_bps, one.error_bps, rel_tol=0.05)
+
+
 def test_baselines_are_flat_long_and_random() -> None:
     found = baselines(table_of(walk(n=300)), shorts=True, seed=0)
     assert (found["flat"].mean_bps, found["flat"].exposure) == (0.0, 0.0)
