@@ -19,6 +19,7 @@ from agent.ledger.store import Ledger, update_order
 from agent.metrics import Metrics
 from agent.records import (
     arm_exits,
+    differs,
     flattened,
     is_known,
     record_fills,
@@ -204,9 +205,7 @@ class Reconciler:
     def _changed(self, found: list[Order]) -> bool:
         for order in found:
             known = self.state.orders.get(order.client_id)
-            if known is None or known.state is not order.state or known.filled_qty != order.filled_qty:
-                return True
-            if known.qty != order.qty or known.stop_price != order.stop_price:
+            if known is None or differs(known, order):
                 return True
         return False
 
