@@ -6,6 +6,7 @@ Durations end in `_s` (seconds), money in `_usd`, fractions of equity in `_fract
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -17,6 +18,9 @@ from brokers.configuration import ConfigurationError, CostSettings, Section, loa
 from brokers.domain import AssetClass, parse_period, utc
 
 __all__ = ["ConfigurationError", "Settings", "load"]
+
+
+_ALPACA_PERIOD = re.compile(r"[1-9]m|[1-5][0-9]m|[1-9]h|1[0-9]h|2[0-3]h|1d")
 
 
 class VenueSettings(Section):
@@ -235,6 +239,8 @@ class Settings(Section):
     def _consistent(self) -> Settings:
         if self.venue.kind == "alpaca" and not self.symbols:
             raise ValueError("symbols is empty: name the symbols to trade on Alpaca")
+        if self.venue.kind == "alpaca" and not _ALPACA_PERIOD.fullmatch(self.period):
+            raise ValueError(f"period {self.period!r}: Alpaca has bars of 1m to 59m, 1h to 23h and 1d")
         if len(set(self.symbols)) != len(self.symbols):
             raise ValueError(f"symbols holds a name twice: {', '.join(self.symbols)}")
         if wrong := [name for name in self.symbols if not name.strip() or name != name.strip()]:
