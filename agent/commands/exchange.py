@@ -46,6 +46,12 @@ def exchange(
     secret_key: Annotated[
         Text, typer.Option(envvar="TANDEM_EXCHANGE_SECRET_KEY", help="Its secret.", show_default="any")
     ] = None,
+    answer_delay: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="PATH=SECONDS: hold back a path's answers once the books are written; to test a client, repeatable."
+        ),
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value over the config.")] = None,
     until_stdin_closes: Annotated[  # noqa: FBT002  a flag on the command line is a named boolean
         bool,
@@ -85,6 +91,7 @@ def exchange(
         books=settings.exchange.books if config is not None or books is not None else None,
         free_running=free_running,
         keys=(key_id, secret_key),
+        answer_delay_s=_delays(answer_delay or []),
         as_json=as_json,
     )
 
@@ -97,6 +104,7 @@ def _serve(
     books: Path | None,
     free_running: float | None,
     keys: tuple[Text, Text],
+    answer_delay_s: dict[str, float],
     as_json: bool,
 ) -> None:
     from agent.commands.errors import CommandError  # noqa: PLC0415  paid by this command alone
@@ -114,6 +122,7 @@ def _serve(
             key_id=keys[0],
             secret_key=keys[1],
             acceleration=free_running,
+            answer_delay_s=answer_delay_s,
         )
     except ValueError as error:
         raise CommandError(str(error)) from error
@@ -145,6 +154,19 @@ def _end_with_stdin() -> None:
     while os.read(0, 4096):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _delays(spelled: list[str]) -> dict[str, float]:
+    """Read `/v2/orders=0.1` and the like."""
+    from agent.settings import ConfigurationError  # noqa: PLC0415  paid by this command alone
+
+    delays: dict[str, float] = {}
+    for item in spelled:
+        path, _, seconds = item.partition("=")
+        if not path.startswith("/") or not seconds.replace(".", "", 1).isdecimal():
+            raise ConfigurationError(f"--answer-delay {item!r}: write PATH=SECONDS, for example /v2/orders=0.1")
+        delays[path] = float(seconds)
+    return delays
 
 
 def _found_period(series: dict[str, BarSeries]) -> timedelta:
