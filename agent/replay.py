@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
@@ -21,6 +22,7 @@ from agent.exchange import make_engine
 from agent.ledger import schema
 from agent.ledger.store import Ledger, open_ledger
 from agent.settings import Settings
+from brokers.files import atomic_write, write_parquet
 from brokers.series import BarSeries
 from brokers.simulated.broker import SimulatedBroker, SimulatedClock
 
@@ -130,16 +132,17 @@ def _result(settings: Settings, ledger: Ledger, series: Mapping[str, BarSeries])
 
 
 def write_result(result: ReplayResult, folder: Path) -> None:
-    """Write `decisions.parquet`, `trades.parquet`, `equity.parquet` and `metrics.json`, each whole or not at all.
+    """Write `decisions.parquet`, `trades.parquet`, `equity.parquet` and `metrics.json`, all of them or none.
 
     Raises:
         OSError: The folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("decisions", "trades", "equity"):
-        part = folder / f".{name}.parquet.part"
-        getattr(result, name).write_parquet(part)
-        part.replace(folder / f"{name}.parquet")
-    part = folder / ".metrics.json.part"
-    part.write_text(json.dumps(result.metrics, indent=2, default=str) + "\n", encoding="utf-8")
-    part.replace(folder / "metrics.json")
+    with TemporaryDirectory(prefix=".result-", dir=folder) as made:
+        staged = Path(made)
+        for name in ("decisions", "trades", "equity"):
+            write_parquet(getattr(result, name), staged / f"{name}.parquet")
+        with atomic_write(staged / "metrics.json") as file:
+            file.write((json.dumps(result.metrics, indent=2, default=str) + "\n").encode())
+        for path in sorted(staged.iterdir()):
+            path.replace(folder / path.name)

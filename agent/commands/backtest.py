@@ -77,13 +77,22 @@ def _replay(settings: Settings, out: Path, *, keep_ledger: bool) -> Mapping[str,
     ledger_url = "sqlite://"
     out.mkdir(parents=True, exist_ok=True)
     if keep_ledger:
-        for name in (LEDGER_FILE, f"{LEDGER_FILE}-wal", f"{LEDGER_FILE}-shm"):  # a replay never continues another one
-            (out / name).unlink(missing_ok=True)
+        _remove_ledger(out)  # a replay never continues another one
         ledger_url = f"sqlite:///{(out / LEDGER_FILE).resolve()}"
-    with _progress() as progress:
-        result = replay(settings, series, ledger_url=ledger_url, progress=progress)
-    write_result(result, out)
+    try:
+        with _progress() as progress:
+            result = replay(settings, series, ledger_url=ledger_url, progress=progress)
+        write_result(result, out)
+    except BaseException:
+        if keep_ledger:
+            _remove_ledger(out)  # half of a replay explains nothing
+        raise
     return result.metrics
+
+
+def _remove_ledger(out: Path) -> None:
+    for name in (LEDGER_FILE, f"{LEDGER_FILE}-wal", f"{LEDGER_FILE}-shm"):
+        (out / name).unlink(missing_ok=True)
 
 
 @contextmanager
