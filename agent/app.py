@@ -84,6 +84,12 @@ def make_strategy(settings: Settings) -> tuple[Strategy, str]:
         policy = BundlePolicy(bundle, shorts=chosen.shorts)
     except BundleError as error:
         raise StartError(str(error)) from error
+    made_for_s, wanted_s = bundle.feature_spec.period_s, settings.bar_period.total_seconds()
+    if made_for_s is not None and made_for_s != wanted_s:
+        raise StartError(
+            f"policy {bundle.id} decides on bars of {made_for_s:g} s, period is {settings.period} ({wanted_s:g} s): "
+            "set period to the policy's, or train one on these bars"
+        )
     return policy, bundle.id
 
 

@@ -287,15 +287,18 @@ class Registry:
             content = json.loads(path.read_bytes())
             return Slot(
                 name=name,
-                policy=content["policy"],
+                policy=_policy_id(content),
                 llm=content["llm"],
                 fusion=content["fusion"],
                 at=utc(datetime.fromisoformat(content["at"])),
-                reason=content["reason"],
-                history=tuple(content["history"]),
+                reason=str(content["reason"]),
+                history=tuple(entry for entry in content["history"] if _policy_id(entry)),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise BundleError(f"slot file {path} cannot be read ({error!r}): promote a policy again") from error
+            what = f"{type(error).__name__}: {error}"[:100]
+            raise BundleError(
+                f"slot file {path} is damaged ({what}): move it away, then fill the slot with `tandem models promote`"
+            ) from error
 
     def load_slot(self, name: str, *, data_feed: str | None = None, feature_spec: FeatureSpec | None = None) -> Bundle:
         """Load and verify the bundle that a slot names.
@@ -358,6 +361,14 @@ class Registry:
         with (folder / ".lock").open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+
+def _policy_id(entry: Mapping[str, Any]) -> str:
+    """Return the policy that a slot's entry names; raises what a damaged entry raises."""
+    policy = entry["policy"]
+    if not isinstance(policy, str) or not _POLICY_ID.fullmatch(policy):
+        raise ValueError(f"policy {policy!r} is not an id")
+    return policy
 
 
 def _entry(slot: Slot) -> dict[str, Any]:
