@@ -1,10 +1,12 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 import pytest
+import structlog
 from small_markets import walk
 from typer.testing import CliRunner
 
@@ -133,6 +135,14 @@ def test_the_command_module_imports_nothing_heavy() -> None:
     assert found.stdout.strip() == "[]"
 
 
+@pytest.fixture
+def _nobody_has_configured_logs() -> Iterator[None]:
+    structlog.reset_defaults()  # a command of the daemon that ran earlier in this process has
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.mark.usefixtures("_nobody_has_configured_logs")
 def test_what_was_dropped_from_a_file_is_logged_beside_the_result_and_not_in_it(tmp_path: Path) -> None:
     bars = walk("AAA", 300)
     frame = pl.DataFrame(
