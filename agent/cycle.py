@@ -48,13 +48,14 @@ PLANNED = "planned"
 
 @dataclass(frozen=True, slots=True)
 class CycleReport:
-    """What one close came to: bars that were new, decisions by action, intents carried out."""
+    """What one close came to: bars that were new, decisions made, intents carried out, and a standing halt's reason."""
 
     close_time: datetime
     bars: int
     decisions: int
     intents: int
     seconds: float
+    halted: str | None
 
 
 @dataclass(slots=True)
@@ -99,6 +100,7 @@ class Trader:
         self._ranges_F2 = parts.features.spec.ranges
         # features bounded by 1 are shares and flags that reach their bounds in the normal course of things
         self._clipped_F = self._ranges_F2[:, 1] > 1.0
+        self._halted: str | None = None
         self._resumed = self._control().get("resumed", {}).get("count", 0)
         self._entries: deque[tuple[datetime, str]] | None = None
 
@@ -114,7 +116,7 @@ class Trader:
         began = time.perf_counter()
         if self.state.last_close is not None and close <= self.state.last_close:
             await self.resume()
-            return CycleReport(close, 0, 0, 0, time.perf_counter() - began)
+            return CycleReport(close, 0, 0, 0, time.perf_counter() - began, self._halted)
         await self.resume()
         if not self.clock.stepped:  # a stepped venue is looked at whenever its time has moved
             await self.parts.reconciler.sync()
@@ -122,11 +124,12 @@ class Trader:
         answers = await self._ask(view)
         decisions, intents = self._decide(view, answers)
         self._commit(view, decisions, intents)
-        await self._carry_out(intents)
+        outcomes = await self._carry_out(intents)
+        ended = {intent.symbol: outcomes[intent.intent_id].value for intent in intents if intent.intent_id in outcomes}
         seconds = time.perf_counter() - began
-        self._count(view, decisions, seconds)
+        self._count(view, decisions, ended, seconds)
         new_bars = sum(len(bars) for bars in view.bars.values())
-        return CycleReport(close, new_bars, len(decisions), len(intents), seconds)
+        return CycleReport(close, new_bars, len(decisions), len(intents), seconds, self._halted)
 
     async def resume(self) -> None:
         """Carry out what was decided and not finished, in its old order: the same path after a kill and live."""
@@ -680,11 +683,12 @@ class Trader:
         )
         self.ledger.incident(connection, view.close_time, "halt", detail)
         self.metrics.incident("halt")
+        self._halted = detail
         log.error("halted", reason=detail)
 
-    async def _carry_out(self, intents: list[Intent]) -> None:
+    async def _carry_out(self, intents: list[Intent]) -> dict[str, Reason]:
         if not intents:
-            return
+            return {}
         outcomes = await self.parts.desk.execute(intents)
         self._close_cycle(outcomes, intents)
         if self.clock.stepped and self.state.intents:
@@ -693,6 +697,7 @@ class Trader:
                 f"the exchange could not be asked about {waiting}: its time must not pass before; start again once it "
                 "answers, nothing is lost"
             )
+        return outcomes
 
     def _close_cycle(self, outcomes: Mapping[str, Reason], intents: Sequence[Intent]) -> None:
         """Write what the unfinished intents wait for; the cycle is done once nothing of it is left to send.
@@ -709,14 +714,23 @@ class Trader:
                 )
                 self.state.last_close_done = True
 
-    def _count(self, view: _View, decisions: list[dict[str, Any]], seconds: float) -> None:
+    def _count(self, view: _View, decisions: list[dict[str, Any]], ended: Mapping[str, str], seconds: float) -> None:
         metrics = self.metrics
         metrics.cycles.inc()
         metrics.cycle_seconds.observe(seconds)
         metrics.ledger_commit_seconds.observe(self.ledger.last_commit_s)
-        metrics.equity_usd.set(float(view.account.equity))
+        equity, peak = view.account.equity, self.state.peak_equity
+        metrics.equity_usd.set(float(equity))
+        metrics.drawdown_ratio.set(float(1 - equity / peak) if peak > 0 else 0.0)
+        gross = sum((abs(p.qty * p.mark) for p in view.positions.values()), Decimal(0))
+        metrics.gross_exposure_ratio.set(float(gross / equity) if equity > 0 else 0.0)
+        for symbol in self.symbols:
+            newest = self.newest.get(symbol)
+            if newest is not None:
+                metrics.data_age(symbol, (view.close_time - newest.close_time).total_seconds())
         for row in decisions:
-            metrics.decided(row["action"].lower(), row["outcome"])
+            outcome = ended.get(row["symbol"], row["outcome"]) if row["outcome"] == PLANNED else row["outcome"]
+            metrics.decided(row["action"].lower(), outcome)
             vote = row["votes"][self.parts.strategy.name]
             if "abstained" in vote:
                 metrics.abstained(self.parts.strategy.name, vote["abstained"])

@@ -125,7 +125,6 @@ class Daemon:
         health = self.settings.health
         if health.port is None:
             return None
-        self.metrics.watch_ages(self.probes.ages)
         server = HealthServer(
             health.host, health.port, probes=self.probes, readiness=self.readiness, metrics=self.metrics
         )
@@ -249,6 +248,8 @@ class Daemon:
         self.report.cycle_s_median = sorted(self._cycle_s)[len(self._cycle_s) // 2]
         self.probes.beat("cycle")
         self.probes.beat("ledger")
+        self.readiness.set_halted(report.halted)
+        self.metrics.halted.set(0 if report.halted is None else 1)
         if self.progress is not None:
             self.progress(parts, report)
 
