@@ -525,10 +525,12 @@ class Trader:
         return _Budget(risk=risk, buying_power=view.account.buying_power)
 
     def _take_control(self, control: Mapping[str, Any]) -> None:
-        """Forget streaks, pauses and the peak when somebody said `tandem resume` since the last close.
+        """Note a halt; forget streaks, pauses and the peak when somebody said `tandem resume` since the last close.
 
         The drawdown is counted anew from there: the old one would halt again at once.
         """
+        halt = control.get("halt", {})
+        self._halted = str(halt.get("reason", "")) if halt.get("halted") else None
         count = control.get("resumed", {}).get("count", 0)
         if count != self._resumed:
             self._resumed = count
