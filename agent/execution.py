@@ -15,7 +15,7 @@ from enum import Enum, unique
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from agent.ledger import schema
 from agent.ledger.store import Ledger, update_intent
@@ -48,6 +48,12 @@ LOOKUP_PAUSES_S = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Waits between two look-ups of an unknown order; the last one repeats."""
 LOOKUPS_MAX = 10_000
 """Most look-ups of one order, whatever the clock says."""
+
+_ATTEMPTS = (
+    select(schema.orders)
+    .where(schema.orders.c.intent_id == bindparam("intent_id"), schema.orders.c.parent_client_id.is_(None))
+    .order_by(schema.orders.c.attempt)
+)
 
 
 @unique
@@ -129,12 +135,7 @@ class OrderDesk:
         return self._postpone(intent, Reason.NO_ANSWER, "the venue had none of its attempts")
 
     def _former_attempts(self, intent: Intent) -> list[KnownOrder]:
-        question = (
-            select(schema.orders)
-            .where(schema.orders.c.intent_id == intent.intent_id, schema.orders.c.parent_client_id.is_(None))
-            .order_by(schema.orders.c.attempt)
-        )
-        return [known_order(row) for row in self.ledger.rows(question)]
+        return [known_order(row) for row in self.ledger.rows(_ATTEMPTS, {"intent_id": intent.intent_id})]
 
     async def _settle_former(self, intent: Intent, former: KnownOrder) -> Reason | None:
         """Find out what became of an attempt made before a restart; None where a fresh attempt is right."""

@@ -12,7 +12,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from agent.ledger import schema
 from agent.ledger.store import Ledger
@@ -22,6 +22,25 @@ from brokers.domain import ExitPlan, Fill, Leg, Order, OrderState
 from strategies.strategy import Reason
 
 _LEG_SUFFIX = {".stop": Leg.STOP, ".tp": Leg.TAKE_PROFIT}
+
+# Statements asked at every fill are built once: building one takes longer than its answer.
+_ORDER = select(schema.orders).where(schema.orders.c.client_id == bindparam("client_id"))
+_EXECUTION = select(schema.fills.c.exec_id).where(
+    schema.fills.c.venue == bindparam("venue"), schema.fills.c.exec_id == bindparam("exec_id")
+)
+_FORESEEN = select(schema.intents.c.reference_price, schema.intents.c.predicted_cost_fraction).where(
+    schema.intents.c.intent_id == bindparam("intent_id")
+)
+_NEWEST_ENTRY = (
+    select(schema.intents)
+    .where(schema.intents.c.symbol == bindparam("symbol"), schema.intents.c.leg == Leg.ENTRY.value)
+    .where(schema.intents.c.side == bindparam("side"))
+    .order_by(schema.intents.c.close_time.desc())
+    .limit(1)
+)
+_OUTCOME = update(schema.decisions).where(
+    schema.decisions.c.close_time == bindparam("decided_at"), schema.decisions.c.symbol == bindparam("decided_for")
+)
 
 
 def record_orders(
@@ -114,11 +133,8 @@ def record_outcome(connection: Connection, intent: Intent, reason: Reason) -> No
     """Write what became of a decision; exits that the daemon fires itself keep the outcome that says so."""
     if intent.leg in (Leg.STOP, Leg.TAKE_PROFIT):
         return
-    connection.execute(
-        update(schema.decisions)
-        .where(schema.decisions.c.close_time == intent.close_time, schema.decisions.c.symbol == intent.symbol)
-        .values(outcome=reason.value)
-    )
+    decision = {"decided_at": intent.close_time, "decided_for": intent.symbol}
+    connection.execute(_OUTCOME, {**decision, "outcome": reason.value})
 
 
 def arm_exits(connection: Connection, ledger: Ledger, state: TradingState, venue_now: datetime) -> list[str]:
@@ -202,14 +218,7 @@ def _closes(armed: ArmedExit, qty: Decimal) -> bool:
 
 def _planned_exit(connection: Connection, state: TradingState, symbol: str, venue_now: datetime) -> ArmedExit | None:
     held_long = state.book.qty(symbol) > 0
-    newest = (
-        select(schema.intents)
-        .where(schema.intents.c.symbol == symbol, schema.intents.c.leg == Leg.ENTRY.value)
-        .where(schema.intents.c.side == ("buy" if held_long else "sell"))
-        .order_by(schema.intents.c.close_time.desc())
-        .limit(1)
-    )
-    row = connection.execute(newest).first()
+    row = connection.execute(_NEWEST_ENTRY, {"symbol": symbol, "side": "buy" if held_long else "sell"}).first()
     intent = None if row is None else intent_of(row)
     if intent is None or intent.exits is None:
         return None
@@ -238,7 +247,7 @@ def is_known(ledger: Ledger, state: TradingState, client_id: str) -> bool:
 
 
 def _stored(connection: Connection, client_id: str) -> KnownOrder | None:
-    row = connection.execute(select(schema.orders).where(schema.orders.c.client_id == client_id)).first()
+    row = connection.execute(_ORDER, {"client_id": client_id}).first()
     return None if row is None else known_order(row)
 
 
@@ -297,9 +306,7 @@ def _row(known: KnownOrder, order: Order) -> dict[str, Any]:
 
 
 def _already(connection: Connection, venue: str, exec_id: str) -> bool:
-    fills = schema.fills
-    question = select(fills.c.exec_id).where(fills.c.venue == venue, fills.c.exec_id == exec_id)
-    return connection.execute(question).first() is not None
+    return connection.execute(_EXECUTION, {"venue": venue, "exec_id": exec_id}).first() is not None
 
 
 def _fill_row(venue: str, fill: Fill, known: KnownOrder) -> dict[str, Any]:
@@ -323,8 +330,7 @@ def _cost_row(connection: Connection, venue: str, fill: Fill, known: KnownOrder)
     Realised: how much worse than the venue's own reference price (or, where it names none, than the
     decision price) the fill was, plus its fee.
     """
-    question = select(schema.intents.c.reference_price, schema.intents.c.predicted_cost_fraction)
-    intent = connection.execute(question.where(schema.intents.c.intent_id == known.intent_id)).first()
+    intent = connection.execute(_FORESEEN, {"intent_id": known.intent_id}).first()
     decision_price = None if intent is None or known.leg in (Leg.STOP, Leg.TAKE_PROFIT) else intent.reference_price
     quote = None if fill.mark_price is None else float(fill.mark_price)
     base = quote if quote is not None else decision_price

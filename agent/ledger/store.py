@@ -24,6 +24,7 @@ from sqlalchemy import (
     Row,
     Select,
     Table,
+    bindparam,
     create_engine,
     event,
     make_url,
@@ -114,12 +115,18 @@ class Ledger:
 
     def rows(self, statement: Select[Any], parameters: Values | None = None) -> Sequence[Row[Any]]:
         """Return all rows of a question."""
-        found: Sequence[Row[Any]] = self._ask(statement, parameters, Result.all)
+        try:
+            found: Sequence[Row[Any]] = self._ask(statement, parameters, Result.all)
+        except (ValueError, ArithmeticError) as error:
+            raise _damaged(error, self.url) from error
         return found
 
     def first(self, statement: Select[Any], parameters: Values | None = None) -> Row[Any] | None:
         """Return the first row of a question."""
-        found: Row[Any] | None = self._ask(statement, parameters, Result.first)
+        try:
+            found: Row[Any] | None = self._ask(statement, parameters, Result.first)
+        except (ValueError, ArithmeticError) as error:
+            raise _damaged(error, self.url) from error
         return found
 
     def close(self) -> None:
@@ -400,6 +407,8 @@ def _migrate(engine: Engine, shown: str, *, create: bool) -> None:
             f"ledger {shown}: its schema revision {revision!r} is not known to this program, whose newest is "
             f"{schema.REVISION!r}: run the newer program that made it, or give another ledger.url"
         )
+    if not create and revision is None:
+        raise LedgerError(f"ledger {shown}: it is empty: run the daemon first, or correct ledger.url")
     if not create:
         raise LedgerError(
             f"ledger {shown}: its schema revision {revision!r} is older than {schema.REVISION!r}: start the daemon "
@@ -455,14 +464,23 @@ def _explained(error: SQLAlchemyError, url: str) -> LedgerError:
     return LedgerError(f"ledger {url}: {text}")
 
 
+def _damaged(error: Exception, url: str) -> LedgerError:
+    """Return what to say of a stored value that is no time, number or JSON."""
+    return LedgerError(f"ledger {url}: it holds a value that cannot be read ({error}): restore a backup")
+
+
+_UPDATE_ORDER = update(schema.orders).where(schema.orders.c.client_id == bindparam("which"))
+_UPDATE_INTENT = update(schema.intents).where(schema.intents.c.intent_id == bindparam("which"))
+
+
 def update_order(connection: Connection, client_id: str, **values: Any) -> None:
     """Change columns of one order."""
-    connection.execute(update(schema.orders).where(schema.orders.c.client_id == client_id).values(**values))
+    connection.execute(_UPDATE_ORDER, {"which": client_id, **values})
 
 
 def update_intent(connection: Connection, intent_id: str, **values: Any) -> None:
     """Change columns of one intent."""
-    connection.execute(update(schema.intents).where(schema.intents.c.intent_id == intent_id).values(**values))
+    connection.execute(_UPDATE_INTENT, {"which": intent_id, **values})
 
 
 def total(values: Sequence[Decimal]) -> Decimal:

@@ -238,6 +238,8 @@ class IncrementalFeatures:
         self._set_clock(index_S)
 
     def _sessions(self, start_ns_S: Index) -> Index:
+        if (start_ns_S == start_ns_S[0]).all():
+            return np.broadcast_to(self._calendar.session_ids(start_ns_S[:1]), start_ns_S.shape)
         starts, inverse = np.unique(start_ns_S, return_inverse=True)
         return self._calendar.session_ids(starts)[inverse]
 
