@@ -117,11 +117,15 @@ class ExchangeProcess:
         try:
             line = await asyncio.wait_for(asyncio.to_thread(_first_line, process), READY_WAIT_S_MAX)
         except TimeoutError:
-            process.kill()
+            words.kill(process)
             raise StartError(f"the exchange process did not listen within {READY_WAIT_S_MAX:g} s") from None
+        except BaseException:  # stopped by a signal while it waited
+            words.kill(process)
+            raise
         if line is None:
-            code = await asyncio.to_thread(process.wait)
-            raise StartError(f"the exchange process ended with code {code}: {words.last()}")
+            code, told = await asyncio.to_thread(process.wait), words.last()
+            words.kill(process)
+            raise StartError(f"the exchange process ended with code {code}: {told}")
         url = str(json.loads(line)["url"])
         log.info("exchange started", url=url, pid=process.pid)
         return cls(process, url, words)
@@ -196,6 +200,15 @@ class _Words:
         """Return the end of it, once the process has ended."""
         self._reader.join(STOP_WAIT_S_MAX)
         return _told(list(self._lines))
+
+    def kill(self, process: subprocess.Popen[str]) -> None:
+        """End a process that is not ready yet: it holds nothing that could be lost."""
+        process.kill()
+        process.wait()
+        self.close()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
 
     def close(self) -> None:
         """Wait for the end and let go of the stream."""
