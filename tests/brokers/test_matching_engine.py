@@ -274,6 +274,21 @@ def test_a_limit_that_is_only_touched_rests() -> None:
     assert floor.to(at(3)).order("tp").state is OrderState.ACCEPTED
 
 
+def test_a_bid_that_is_only_touched_rests() -> None:
+    floor = long_position([(100, 105, 95, 104)])
+    floor.buy("dip", "1", type=LIMIT, limit_price="95")
+    assert floor.to(at(3)).order("dip").state is OrderState.ACCEPTED
+
+
+def test_the_impact_of_a_stop_within_a_bar_knows_only_the_bar_before() -> None:
+    costs = CostModel(fee_bps=0.0, half_spread_bps=0.0, impact=1.0)
+    floor = Floor([*flat(2), (100.0, 102.0, 99.0, 100.0), (100.0, 140.0, 60.0, 100.0)], costs=costs).to(at(1))
+    floor.buy("a")
+    floor.to(at(3)).sell("s", type=OrderType.STOP, stop_price="90")
+    before = ReferenceBar.of(102.0, 99.0, 1_000.0)
+    assert floor.to(at(4)).fill_of("s").price == costs.taking_price(90.0, Side.SELL, 10.0, before)
+
+
 def test_a_limit_better_than_the_open_fills_at_the_open() -> None:
     floor = Floor([*flat(1), (98, 99, 97, 98), *flat(1)]).to(at(1))
     floor.buy("a", type=LIMIT, limit_price="99")

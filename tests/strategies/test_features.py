@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from brokers.calendar import TradingCalendar, calendar
-from brokers.series import BarSeries
+from brokers.series import BarSeries, to_ns
 from strategies.features import (
     FeatureError,
     FeatureSpec,
@@ -292,6 +292,28 @@ def test_the_session_return_counts_from_the_session_open() -> None:
     gap, since_open, _ = warm_rows(spec, series, nyse())[-1]
     assert np.sinh(gap) == pytest.approx((opened - price[first - 1]) / sigma, abs=1e-7)
     assert since_open == pytest.approx((price[-1] - opened) / sigma / np.sqrt(len(series) - first), abs=1e-7)
+
+
+def test_the_autocorrelation_is_that_of_neighbouring_returns() -> None:
+    series = random_series(15, 500)
+    spec = FeatureSpec(
+        (Group("regime", "regime", {"ratios": [], "efficiency": [], "autocorrelation": [64], "drawdowns": []}),)
+    )
+    returns = np.diff(np.log(series.close * series.adj_factor))
+    expected = (returns[-64:] @ returns[-65:-1]) / (returns[-64:] @ returns[-64:])
+    assert warm_rows(spec, series)[-1, -1] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_week_begins_on_monday() -> None:
+    spec = FeatureSpec((Group("calendar", "calendar", {"intraday": False}),))
+    venue = calendar("24/7")
+    begin = to_ns(datetime(2024, 1, 1, tzinfo=UTC))  # a Monday
+    start, opened, closed = venue.grid_ns(begin, begin + 100 * 86_400 * 10**9, 86_400 * 10**9)
+    ones = np.ones(len(start))
+    series = BarSeries("X", start, closed, opened, ones, ones, ones, ones, ones, ones)
+    day = np.arange(len(start)) % 7
+    expected = np.stack([np.sin(day * 2 * np.pi / 7), np.cos(day * 2 * np.pi / 7)], axis=1)
+    np.testing.assert_allclose(warm_rows(spec, series), expected[spec.memory_bars - 1 :], atol=1e-12)
 
 
 def test_progress_reaches_one_at_the_session_close_also_on_a_half_day() -> None:

@@ -79,6 +79,13 @@ def test_the_standard_error_covers_what_repeated_samples_show() -> None:
     assert np.mean(errors) == pytest.approx(np.std(ratios), rel=0.1)
 
 
+def test_the_standard_error_of_a_large_sharpe_of_normal_returns_has_its_own_variance_in_it() -> None:
+    returns = np.random.default_rng(5).normal(0.02, 0.01, 20_000)
+    ratio, error = sharpe_ratio(returns, 1.0)
+    assert ratio is not None
+    assert error == pytest.approx(math.sqrt((1.0 + ratio**2 / 2.0) / 20_000), rel=0.03)
+
+
 def test_a_constant_equity_has_no_sharpe_and_no_drawdown() -> None:
     measured = curve([100.0] * 5)
     assert (measured.sharpe, measured.sharpe_se, measured.sortino) == (None, None, None)

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,13 @@ from training.errors import TrainingError
 from training.market import MarketTable
 from training.settings import TrainingSettings
 
-QUICK = {"timesteps": 64, "n_envs": 4, "gradient_steps": 2, "target_update_interval": 4, "episode_bars": 20}
+QUICK: dict[str, Any] = {
+    "timesteps": 64,
+    "n_envs": 4,
+    "gradient_steps": 2,
+    "target_update_interval": 4,
+    "episode_bars": 20,
+}
 
 
 class Answers(torch.nn.Module):
@@ -208,3 +215,14 @@ def test_rewards_are_scaled_to_one_deviation_of_a_long_positions_bar() -> None:
     table = table_of(walk(n=200), costs=ALL_COSTS)
     long = table.reward_TPN[table.start_rows, 2, 2] * reward_scale(table)
     assert long.std() == pytest.approx(1.0)
+
+
+def test_inputs_are_normalised_by_the_training_rows_alone() -> None:
+    table = table_of(walk(n=200), holes=())
+    before = np.arange(200) < 120
+    table.features_TF[~before] = 1e6  # what comes later must not be heard of
+    trained = train_dqn(table.where(before), TrainingSettings(seed=3, **QUICK))
+    inputs = trained.network.q_net.features_extractor
+    assert isinstance(inputs, NormalisedInputs)
+    np.testing.assert_allclose(inputs.mean, table.features_TF[:119].mean(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(inputs.deviation, table.features_TF[:119].std(axis=0), rtol=1e-4)

@@ -15,12 +15,13 @@ def targets(table_length: int, value: int) -> np.ndarray:
     return np.full((3, table_length), value, dtype=np.int64)
 
 
-def test_training_ends_before_the_boundary_and_validation_begins_a_memory_later() -> None:
-    table = table_of(walk(n=400))
+@pytest.mark.parametrize("latency", [1, 2, 3])
+def test_training_ends_before_the_boundary_and_validation_begins_a_memory_later(latency: int) -> None:
+    table = table_of(walk(n=400), costs=replace(ALL_COSTS, latency_bars=latency))
     split = split_in_time(table, validation_fraction=0.4, memory_bars=MEMORY)
     last_train = split.train.start_rows.max()
-    # the last training step still earns the return of the next bar, which closes before the boundary
-    assert table.close_ns_T[last_train + 1] < split.boundary_ns
+    # the last training step still earns the return of its fill's bar, which closes before the boundary
+    assert table.close_ns_T[last_train + latency] < split.boundary_ns
     first_validation = split.validation.start_rows.min()
     assert first_validation - MEMORY >= last_train + 1
 
