@@ -5,11 +5,16 @@ Error types are recognised by name, so that no command pays for importing the ro
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
+_STDERR = 2
+"""Number of the last standard stream."""
 _INTERRUPTED = 130
 """What the command-line parser makes of Ctrl-C."""
 
@@ -48,6 +53,7 @@ class CommandError(Exception):
 
 def run_guarded(app: Any) -> int:
     """Run a Typer app and return the exit code: 0 done, 1 failed, 2 wrong usage."""
+    mend_streams()
     try:
         result = app(standalone_mode=False)
     except KeyboardInterrupt:
@@ -59,6 +65,24 @@ def run_guarded(app: Any) -> int:
         sys.stderr.write("interrupted\n")
         return FAILED
     return int(result) if isinstance(result, int) and not isinstance(result, bool) else DONE
+
+
+def mend_streams() -> None:
+    """Let results and errors be written wherever the process was started.
+
+    A stream that was closed becomes the null device: a database must not get its number. What a terminal's
+    encoding cannot show is escaped.
+    """
+    free = os.open(os.devnull, os.O_RDWR)
+    while free <= _STDERR:
+        free = os.open(os.devnull, os.O_RDWR)
+    os.close(free)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - for the rest of the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _told(error: Exception) -> int:
