@@ -86,6 +86,7 @@ class Daemon:
         Raises:
             StartError, LedgerError, BrokerError, HealthServerError: The daemon cannot start or go on.
         """
+        stop = _stop_on_signals()
         trading_calendar = make_calendar(self.settings)
         check_venue(self.settings)
         check_bar_store(self.settings)
@@ -99,7 +100,6 @@ class Daemon:
         health: HealthServer | None = None
         try:
             health = self._serve_health()
-            stop = _stop_on_signals()
             work = asyncio.create_task(self._work(ledger, strategy, strategy_id, trading_calendar))
             stopped = asyncio.create_task(stop.wait())
             await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)

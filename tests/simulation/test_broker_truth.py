@@ -1,0 +1,224 @@
+"""Reconciliation against the exchange: our count is corrected, strangers are left alone, twice is the same as once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any, TypeVar
+
+import pytest
+from crash_kit import HISTORY_BARS, PERIOD, Crash, Tap, World, Worlds, differences, ledger_rows, settings, walk
+from hypothesis import given
+from hypothesis import strategies as st
+from running_kit import RunningClock
+from sqlalchemy import select
+
+from agent.ledger import schema
+from agent.parts import Parts
+from agent.reconcile import Reconciliation
+from agent.records import record_position
+from brokers.account import Holding
+from brokers.domain import Fill, OrderRequest, Position, Side, UnavailableError
+
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Worlds:
+    series = {symbol: walk(symbol, HISTORY_BARS + 30, 1) for symbol in "AB"}
+    return Worlds(tmp_path_factory.mktemp("worlds"), settings(), series)
+
+
+def during(world: World, body: Callable[[Parts], Awaitable[T]]) -> T:
+    async def life() -> T:
+        async with world.parts(Tap()) as parts:
+            return await body(parts)
+
+    return asyncio.run(life())
+
+
+def reconciled(world: World) -> Reconciliation:
+    async def body(parts: Parts) -> Reconciliation:
+        return await parts.reconciler.reconcile()
+
+    return during(world, body)
+
+
+def rows(world: World, table: Any) -> list[Any]:
+    async def body(parts: Parts) -> list[Any]:
+        return list(parts.ledger.rows(select(table)))
+
+    return during(world, body)
+
+
+def crashed(worlds: Worlds, point: int) -> World:
+    """Return a world whose daemon died at a point and has not been started again."""
+    world = worlds.new()
+
+    async def life() -> None:
+        await world._life(Tap(crash_at=frozenset([point])))
+
+    with pytest.raises(Crash):
+        asyncio.run(life())
+    return world
+
+
+@pytest.mark.slow
+@given(point=st.integers(1, 700))
+def test_a_second_reconciliation_changes_nothing(worlds: Worlds, point: int) -> None:
+    world = crashed(worlds, point)
+
+    async def body(parts: Parts) -> tuple[dict[str, Any], dict[str, Any]]:
+        await parts.reconciler.reconcile()
+        first = ledger_rows(parts.ledger)
+        await parts.reconciler.reconcile()
+        await parts.reconciler.sync()
+        return first, ledger_rows(parts.ledger)
+
+    first, second = during(world, body)
+    assert differences(first, second) == []
+    assert differences(first, world.ledger()) == []
+    worlds.drop(world)
+
+
+def foreign_order(world: World, qty: str = "5") -> str:
+    """Trade on the account past the daemon, as a person would."""
+    world.engine.advance(world.engine.now, world.engine.now + timedelta(seconds=1))
+    world.engine.submit(OrderRequest(client_id="by-hand", symbol="A", side=Side.BUY, qty=Decimal(qty)))
+    return "by-hand"
+
+
+def test_an_order_of_somebody_else_is_reported_and_left_alone(worlds: Worlds) -> None:
+    world = worlds.new()
+    client_id = foreign_order(world)
+    assert reconciled(world).foreign == (client_id,)
+    order = world.engine.order(client_id)
+    assert order is not None
+    assert order.state == "accepted"
+    assert rows(world, schema.orders) == []
+
+
+def test_a_position_that_we_did_not_count_is_taken_over_told_and_protected(worlds: Worlds) -> None:
+    world = worlds.new()
+    foreign_order(world)
+    world.engine.run_until(world.engine.now + PERIOD)
+    found = reconciled(world)
+    assert (found.corrected, found.naked) == (("A",), ("A",))
+    kinds = [row.kind for row in rows(world, schema.incidents)]
+    assert kinds == ["foreign_fill", "position_drift", "unprotected"]
+    [position], [armed] = rows(world, schema.positions), rows(world, schema.exits)
+    assert position.qty == world.engine.positions()["A"].qty > 0
+    assert (armed.side, armed.mode) == ("sell", "local")
+    assert armed.stop is not None
+    again = reconciled(world)
+    assert (again.fills, again.corrected, again.naked) == (0, (), ())
+    assert len(rows(world, schema.incidents)) == 3
+
+
+def test_a_position_that_the_venue_does_not_have_goes_with_its_exits(worlds: Worlds) -> None:
+    world = worlds.new()
+
+    async def imagine(parts: Parts) -> None:
+        parts.state.book.holdings["B"] = Holding(qty=Decimal(3), avg_cost=Decimal(100))
+        with parts.ledger.transaction() as connection:
+            record_position(connection, parts.ledger, parts.state, "B", parts.clock.now())
+
+    during(world, imagine)
+    assert reconciled(world).corrected == ("B",)
+    assert [row.qty for row in rows(world, schema.positions)] == [0]
+    assert rows(world, schema.exits) == []
+    assert [row.kind for row in rows(world, schema.incidents)] == ["position_drift"]
+
+
+def test_an_order_that_the_venue_denies_pauses_its_symbol_and_is_told_once(worlds: Worlds) -> None:
+    world = worlds.new()
+
+    async def imagine(parts: Parts) -> None:
+        row = {
+            "client_id": "tdm-lost-1",
+            "intent_id": "tdm-lost",
+            "attempt": 1,
+            "symbol": "A",
+            "side": "buy",
+            "leg": "entry",
+            "type": "market",
+            "qty": Decimal(1),
+            "state": "accepted",
+            "filled_qty": Decimal(0),
+            "submitted_at": parts.clock.now(),
+            "updated_at": parts.clock.now(),
+        }
+        with parts.ledger.transaction() as connection:
+            connection.execute(schema.orders.insert(), row)
+
+    during(world, imagine)
+    reconciled(world)
+    reconciled(world)
+    assert [row.kind for row in rows(world, schema.incidents)] == ["order_lost"]
+    assert [row.state for row in rows(world, schema.orders)] == ["canceled"]
+    assert {row.key: row.value for row in rows(world, schema.state)}["paused"] == {"A": "order_lost"}
+
+
+def test_an_entry_that_filled_and_stopped_out_unseen_is_booked_in_full(worlds: Worlds) -> None:
+    """The daemon dies with its order on the wire, and the venue's time runs on: all of it is there afterwards."""
+    first = worlds.new().play()
+    submitted = first.labels.index("after submit") + 1
+    world = crashed(worlds, submitted)
+    world.engine.run_until(world.engine.now + 20 * PERIOD)
+    assert len(world.engine.fills()) > 1
+    found = reconciled(world)
+    assert found.fills == len(world.engine.fills())
+    assert found.corrected == ()
+    assert rows(world, schema.incidents) == []
+
+
+class LateFills:
+    """A venue that reports a position a moment before the fill that made it."""
+
+    def __init__(self, parts: Parts, late: int) -> None:
+        self._venue = parts.broker
+        self._late = late
+        self.asked = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._venue, name)
+
+    async def fills(self, after: str | None) -> list[Fill]:
+        self.asked += 1
+        return [] if self.asked <= self._late else list(await self._venue.fills(after))
+
+
+def test_a_position_ahead_of_its_fill_is_no_drift(worlds: Worlds) -> None:
+    """On a running venue only a difference that stays after a second look is corrected."""
+    submitted = worlds.new().play().labels.index("after submit") + 1
+    world = crashed(worlds, submitted)
+    world.engine.run_until(world.engine.now + PERIOD)
+
+    async def body(parts: Parts) -> Reconciliation:
+        parts.reconciler.clock = RunningClock(world.engine)
+        parts.reconciler.broker = LateFills(parts, late=2)  # type: ignore[assignment]  # it answers as the broker does
+        return await parts.reconciler.reconcile()
+
+    found = during(world, body)
+    assert (found.corrected, found.naked) == ((), ())
+    assert found.fills > 0
+    assert rows(world, schema.incidents) == []
+
+
+def test_a_question_without_an_answer_concludes_nothing(worlds: Worlds) -> None:
+    world = crashed(worlds, 300)
+    before = world.ledger()
+
+    class Silent(LateFills):
+        async def positions(self) -> dict[str, Position]:
+            raise UnavailableError("no answer")
+
+    async def body(parts: Parts) -> None:
+        parts.reconciler.broker = Silent(parts, late=0)  # type: ignore[assignment]  # it answers as the broker does
+        with pytest.raises(UnavailableError):
+            await parts.reconciler.reconcile()
+
+    during(world, body)
+    assert differences(before, world.ledger()) == []
