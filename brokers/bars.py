@@ -57,6 +57,8 @@ _FIRST_YEAR, _LAST_YEAR = 1700, 2250
 _DUPLICATED = re.compile(r"(.+)_duplicated_\d+")
 """How Polars calls a column whose name the header of a CSV holds a second time."""
 _AWARE = r"(Z|[+-]\d{2}:?\d{2})$"
+STEPS_TO_JUDGE_MIN = 10
+"""So many steps between bars say that a file is of a longer period than was named; fewer may be gaps."""
 _DATE_ONLY = r"^\d{4}-\d{2}-\d{2}$"
 
 
@@ -209,7 +211,7 @@ def to_series(raw: RawBars, period: timedelta, calendar: TradingCalendar) -> dic
     """Give validated bars their open and close times; drop those outside every session.
 
     Raises:
-        BarsError: Bars do not lie on the period's clock grid, or none lies inside a session.
+        BarsError: Bars do not lie on the period's clock grid, are of a longer period, or none lies inside a session.
     """
     period_ns = period_to_ns(period)
     series: dict[str, BarSeries] = {}
@@ -231,6 +233,7 @@ def to_series(raw: RawBars, period: timedelta, calendar: TradingCalendar) -> dic
         raise BarsError(
             raw.source, [Fault(f"bars are off the clock grid of {period_text(period)}", *first_off, off_grid, remedy)]
         )
+    _refuse_longer_bars(raw, period)
     if dropped:
         log.info("bars.outside_sessions_dropped", source=raw.source, calendar=calendar.id, count=dropped)
     series = {symbol: bars for symbol, bars in series.items() if len(bars)}
@@ -238,6 +241,18 @@ def to_series(raw: RawBars, period: timedelta, calendar: TradingCalendar) -> dic
         remedy = "check the calendar, the symbols and the dates"
         raise BarsError(raw.source, [Fault("no bar lies inside a session", "", "", calendar.id, dropped, remedy)])
     return series
+
+
+def _refuse_longer_bars(raw: RawBars, period: timedelta) -> None:
+    """Refuse hourly bars that are read as 5-minute ones: their starts lie on that grid, their closes would be wrong."""
+    starts = [columns["start_ns"] for columns in raw.columns.values()]
+    steps = np.concatenate([np.diff(start_ns) for start_ns in starts])
+    if len(steps) < STEPS_TO_JUDGE_MIN or int(steps.min()) < 2 * period_to_ns(period):
+        return
+    own = period_text(infer_period(starts, raw.source))
+    kind = f"no two bars are {period_text(period)} apart"
+    remedy = f"name their own period: {own}"
+    raise BarsError(raw.source, [Fault(kind, "", "", f"the most frequent step is {own}", 0, remedy)])
 
 
 def _series(

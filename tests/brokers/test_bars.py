@@ -171,6 +171,14 @@ def test_bars_off_the_clock_are_an_error_that_names_the_right_start(csv: Csv) ->
     assert "that bar starts at 2024-01-01T00:05:00Z" in text
 
 
+def test_bars_of_a_longer_period_than_was_named_are_an_error_that_names_theirs(csv: Csv) -> None:
+    path = csv("".join(f"2024-01-01T{hour:02}:00:00Z,10,12,9,11,5\n" for hour in range(12)))
+    text = fault_of(path, period=FIVE)
+    assert "no two bars are 5m apart" in text
+    assert "name their own period: 1h" in text
+    assert [str(fault) in text for fault in check_bars(path, calendar=ALWAYS, period=FIVE).faults] == [True]
+
+
 def test_bars_outside_sessions_are_dropped_with_a_logged_count(csv: Csv) -> None:
     rows = "2024-01-02T14:00:00Z,10,12,9,11,5\n2024-01-02T15:00:00Z,10,12,9,11,5\n2024-01-02T21:00:00Z,10,12,9,11,5\n"
     with capture_logs() as logs:
