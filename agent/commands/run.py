@@ -21,6 +21,8 @@ def run(
     """Run the daemon until it is told to stop."""
     import asyncio  # noqa: PLC0415 - loaded when the command runs, not for --help
 
+    import structlog  # noqa: PLC0415 - same
+
     from agent.daemon import Daemon  # noqa: PLC0415 - same
     from agent.logs import capture_uncaught, configure  # noqa: PLC0415 - same
     from agent.settings import load  # noqa: PLC0415 - same
@@ -32,6 +34,7 @@ def run(
     capture_uncaught()
     with asyncio.Runner() as runner:
         report = runner.run(Daemon(settings).run())
+        structlog.get_logger("tandem.daemon").info("ended", reason=report.reason, closes=report.closes)
         if as_json:
             sys.stdout.write(json.dumps(asdict(report), default=str) + "\n")
         # worker threads may still wait for a silent venue: everything is committed, so they are abandoned
