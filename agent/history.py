@@ -165,21 +165,19 @@ def series_of(symbol: str, bars: Sequence[Bar], calendar: TradingCalendar, perio
     start_ns = np.array([to_ns(bar.start) for bar in bars], dtype=np.int64)
     open_ns, close_ns, _ = calendar.bounds_ns(start_ns, round(period.total_seconds() * 1e9))
     names = set(bars[0].signals).intersection(*(bar.signals for bar in bars[1:]))
-
-    def column(name: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        return np.array([getattr(bar, name) for bar in bars], dtype=np.float64)
-
+    columns = np.array([(b.open, b.high, b.low, b.close, b.volume, b.adj_factor) for b in bars], dtype=np.float64).T
+    opened, high, low, close, volume, adj_factor = np.ascontiguousarray(columns)
     return BarSeries(
         symbol=symbol,
         start_ns=start_ns,
         close_ns=close_ns,
         open_ns=open_ns,
-        open=column("open"),
-        high=column("high"),
-        low=column("low"),
-        close=column("close"),
-        volume=column("volume"),
-        adj_factor=column("adj_factor"),
+        open=opened,
+        high=high,
+        low=low,
+        close=close,
+        volume=volume,
+        adj_factor=adj_factor,
         signals={name: np.array([bar.signals[name] for bar in bars], dtype=np.float64) for name in sorted(names)},
     )
 

@@ -15,17 +15,18 @@ Float = NDArray[np.float64]
 Int = NDArray[np.int64]
 
 NS_PER_S = 1_000_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 def to_ns(at: datetime) -> int:
     """Return nanoseconds since the epoch of an aware time, exactly (microsecond resolution)."""
-    delta = at - datetime(1970, 1, 1, tzinfo=UTC)
-    return ((delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds) * 1_000
+    return (at - _EPOCH) // _MICROSECOND * 1_000
 
 
 def from_ns(ns: int) -> datetime:
     """Return the aware UTC time of nanoseconds since the epoch."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(ns) // 1_000)
+    return _EPOCH + timedelta(microseconds=int(ns) // 1_000)
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,10 +180,9 @@ def _session_date(at: datetime) -> datetime:
 
 
 def _bar(symbol: str, content: Mapping[str, Any], start: datetime, close: datetime, factor: float | None) -> Bar:
-    opened, high, low, last, volume = (float(content[key]) for key in ("o", "h", "l", "c", "v"))
-    if not all(map(math.isfinite, (opened, high, low, last, volume))):
-        raise convert.WireError(f"bar at {start.isoformat()} holds a number that is not finite")
-    if not 0 < low <= min(opened, last) <= max(opened, last) <= high or volume < 0:
+    opened, high, low = float(content["o"]), float(content["h"]), float(content["l"])
+    last, volume = float(content["c"]), float(content["v"])
+    if not (0 < low <= opened <= high < math.inf and low <= last <= high and 0 <= volume < math.inf):  # NaN fails too
         raise convert.WireError(f"bar at {start.isoformat()} is impossible: {opened}, {high}, {low}, {last}, {volume}")
     signals = content.get("x")
     return Bar(
