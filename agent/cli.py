@@ -36,7 +36,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "doctor": ("agent.commands.doctor:doctor", "Check the installation, settings, ledger, venue and model."),
     "data": ("agent.commands.data:app", "Bars: import and check."),
     "models": ("agent.commands.models:app", "The model registry: list, show, promote, rollback."),
-    "config": ("agent.commands.config:app", "Settings: show and schema."),
+    "config": ("agent.commands.config:app", "Settings: show, check and schema."),
 }
 """Name → (where it lives, its line of help)."""
 
@@ -74,7 +74,7 @@ class LazyGroup(TyperGroup):
 app = typer.Typer(
     name="tandem",
     cls=LazyGroup,
-    help="Two minds decide at every bar close; orders go to paper only.",
+    help="A paper-trading daemon that decides at every bar close; orders go to paper only.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -100,7 +100,7 @@ def root(
         callback=_version,
     ),
 ) -> None:
-    """Two minds decide at every bar close; orders go to paper only."""
+    """A paper-trading daemon that decides at every bar close; orders go to paper only."""
     del version  # told by its callback, which needs no sub-command
 
 

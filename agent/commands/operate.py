@@ -71,7 +71,7 @@ def halt(
 ) -> None:
     """Stop entries from the next close on, until `tandem resume`; exits and reductions go on."""
     from agent import control  # noqa: PLC0415 - paid by the command alone
-    from agent.commands.screen import print_json  # noqa: PLC0415 - as above
+    from agent.commands.screen import halted, print_json  # noqa: PLC0415 - as above
 
     with _ledger(config, overrides) as (_, ledger):
         changed, standing = control.halt(ledger, reason, datetime.now(UTC))
@@ -79,7 +79,7 @@ def halt(
         print_json({"changed": changed, **standing})
         return
     said = "halted: no entries from the next close on" if changed else "already halted"
-    typer.echo(f"{said} (since {standing['at']} by {standing['by']}: {standing['reason']})")
+    typer.echo(f"{said} ({halted(standing)})")
 
 
 def resume(config: ConfigFile = None, overrides: Overrides = None, as_json: AsJson = False) -> None:  # noqa: FBT002 - a flag on the command line is a named boolean

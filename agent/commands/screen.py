@@ -90,6 +90,12 @@ def when(at: datetime | None) -> str:
     return at.strftime(shape) + " UTC"
 
 
+def halted(halt: Mapping[str, Any]) -> str:
+    """Say since when, by whom and why no entries are made."""
+    since = when(datetime.fromisoformat(str(halt["at"])))
+    return f"since {since} (venue time) by {halt['by']}: {halt['reason']}"
+
+
 def span(length: timedelta) -> str:
     """Return a duration for people, in its largest unit."""
     seconds = max(length.total_seconds(), 0.0)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from agent.commands.screen import Screen, money, number, span, when
+from agent.commands.screen import Screen, halted, money, number, span, when
 from agent.reasons import sentence
 
 _TARGETS = {-1: "short", 0: "flat", 1: "long"}
@@ -56,7 +56,7 @@ def _entries(found: Mapping[str, Any]) -> str:
     halt = found["halt"]
     told = []
     if halt.get("halted"):
-        told.append(f"HALTED since {halt.get('at')} by {halt.get('by')}: {halt.get('reason')}")
+        told.append(f"HALTED {halted(halt)}")
     told += [f"{symbol} PAUSED ({why})" for symbol, why in sorted(found["paused"].items())]
     told += [f"{symbol}: {count} orders refused in a row" for symbol, count in sorted(found["rejects"].items())]
     return "; ".join(told) + " (`tandem resume` ends that)" if told else "allowed"

@@ -446,6 +446,7 @@ def test_halt_waits_for_the_daemons_transaction_instead_of_failing(ledger: Ledge
     thread.join()
     assert done.code == 0
     assert done.out.startswith("halted")
+    assert "UTC (venue time) by " in done.out
 
 
 def test_the_operator_commands_import_neither_polars_nor_onnxruntime(ledger: Ledger) -> None:
