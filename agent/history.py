@@ -6,7 +6,7 @@ the bar store as a whole, and the ledger keeps only what came since.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +30,10 @@ log = structlog.get_logger("tandem.history")
 
 KEEP_IN_LEDGER = timedelta(days=2)
 """Bars younger than this stay in the ledger after they were stored, so that `tandem why` finds them."""
+BARS_AT_ONCE = 10_000
+"""Bars of history in memory as objects at a time: a page of Alpaca's answers."""
+SYMBOLS_STORED_AT_ONCE = 25
+"""Symbols whose session is written to the bar store at a time."""
 
 
 class History:
@@ -76,21 +80,25 @@ class History:
         Raises:
             BrokerError: The venue did not answer.
         """
-        known = self._known(self.symbols, until)
-        missing_from = self._missing_from(known, until)
-        fetched = await self.data.bars(self.symbols, self.period, missing_from, until) if missing_from < until else {}
+        stored = self._stored(self.symbols)
         newest: dict[str, Bar] = {}
-        for symbol in self.symbols:
-            bars = _merged(known[symbol], [b for b in fetched.get(symbol, ()) if b.close_time <= until])
-            if bars:
-                self.features.warm(series_of(symbol, bars, self.calendar, self.period))
-                newest[symbol] = bars[-1]
-        log.info("history", symbols=len(self.symbols), known=sum(map(len, known.values())), warm=len(newest))
+        count = 0
+        for symbols in _groups(self.symbols, max(1, BARS_AT_ONCE // self.features.spec.memory_bars)):
+            known = self._known(symbols, stored, until)
+            count += sum(map(len, known.values()))
+            start = self._missing_from(known, until)
+            fetched = await self.data.bars(symbols, self.period, start, until) if start < until else {}
+            for symbol in symbols:
+                bars = _merged(known[symbol], [b for b in fetched.get(symbol, ()) if b.close_time <= until])
+                if bars:
+                    self.features.warm(series_of(symbol, bars, self.calendar, self.period))
+                    newest[symbol] = bars[-1]
+        log.info("history", symbols=len(self.symbols), known=count, warm=len(newest))
         return newest
 
     async def warm(self, symbol: str, until: datetime) -> None:
         """Fill one symbol's features again, after its newest bar was revised."""
-        known = self._known([symbol], until)
+        known = self._known([symbol], self._stored([symbol]), until)
         start = self._lookback(until)
         fetched = await self.data.bars([symbol], self.period, start, until)
         bars = _merged(known[symbol], [b for b in fetched[symbol] if b.close_time <= until])
@@ -106,13 +114,24 @@ class History:
         if session == self._compacted_session:
             return
         self._compacted_session = session
-        question = select(schema.bars_seen).where(schema.bars_seen.c.close_time <= close)
-        bars = [bar_of(dict(row._mapping)) for row in self.ledger.rows(question)]  # noqa: SLF001 - SQLAlchemy's public name
-        if bars:
-            self._store().write_session(bars, period=self.period, calendar=self.calendar)
+        seen = schema.bars_seen.c
+        question = select(schema.bars_seen).where(seen.close_time <= close)
+        mark = self.ledger.get_state("bars_stored")
+        if mark is not None:
+            # the bar of the last time again: it may have been revised since
+            question = question.where(seen.close_time >= datetime.fromisoformat(mark["until"]))
+        stored = 0
+        # a session of many symbols at once would take as much memory as everything else
+        for symbols in _groups(self.symbols, SYMBOLS_STORED_AT_ONCE):
+            rows = self.ledger.rows(question.where(seen.symbol.in_(symbols)))
+            bars = [bar_of(dict(row._mapping)) for row in rows]  # noqa: SLF001 - SQLAlchemy's public name
+            if bars:
+                self._store().write_session(bars, period=self.period, calendar=self.calendar)
+            stored += len(bars)
         with self.ledger.transaction() as connection:
-            connection.execute(delete(schema.bars_seen).where(schema.bars_seen.c.close_time <= close - KEEP_IN_LEDGER))
-        log.info("bars stored", bars=len(bars))
+            self.ledger.set_state(connection, "bars_stored", {"until": schema.iso(close)})
+            connection.execute(delete(schema.bars_seen).where(seen.close_time <= close - KEEP_IN_LEDGER))
+        log.info("bars stored", bars=stored)
 
     def _store(self) -> BarStore:
         from brokers.bar_store import BarStore  # noqa: PLC0415 - Polars is loaded only where bars are kept
@@ -121,13 +140,18 @@ class History:
             raise ValueError("daemon.bar_store is not set")
         return BarStore(self.store_root)
 
-    def _known(self, symbols: Sequence[str], until: datetime) -> dict[str, list[Bar]]:
+    def _stored(self, symbols: Sequence[str]) -> dict[str, BarSeries]:
+        """Return the end of what the bar store holds."""
+        if self.store_root is None or not self.store_root.exists():
+            return {}
+        return self._store().read_many(symbols, self.period, self.features.spec.memory_bars + 1)
+
+    def _known(self, symbols: Sequence[str], stored: Mapping[str, BarSeries], until: datetime) -> dict[str, list[Bar]]:
         """Return what store and ledger hold, the ledger's revisions last, so that they win."""
-        wanted = self.features.spec.memory_bars + 1
         known: dict[str, list[Bar]] = {symbol: [] for symbol in symbols}
-        if self.store_root is not None and self.store_root.exists():
-            for symbol, series in self._store().read_many(symbols, self.period, wanted).items():
-                known[symbol] = [series.bar(index) for index in range(len(series))]
+        for symbol in symbols:
+            if symbol in stored:
+                known[symbol] = [stored[symbol].bar(index) for index in range(len(stored[symbol]))]
         question = (
             select(schema.bars_seen)
             .where(schema.bars_seen.c.symbol.in_(symbols), schema.bars_seen.c.close_time <= until)
@@ -143,14 +167,18 @@ class History:
     def _missing_from(self, known: Mapping[str, Sequence[Bar]], until: datetime) -> datetime:
         """Return the start from which the venue must be asked: all of the memory, or only what came since."""
         enough = self.features.spec.memory_bars
-        if any(len(known[symbol]) < enough for symbol in self.symbols):
+        if any(len(bars) < enough for bars in known.values()):
             return self._lookback(until)
-        return min(known[symbol][-1].start for symbol in self.symbols) + self.period
+        return min(bars[-1].start for bars in known.values()) + self.period
 
     def _lookback(self, until: datetime) -> datetime:
         """Return a time before which no bar of the memory can start: sessions close at nights and weekends."""
         factor = 1.0 if self.calendar.id == "24/7" else 1.6 if self.period >= timedelta(days=1) else 7.0
         return until - self.period * (self.features.spec.memory_bars + 2) * factor
+
+
+def _groups(symbols: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (symbols[first : first + size] for first in range(0, len(symbols), size))
 
 
 def bar_of(values: Mapping[str, object]) -> Bar:
