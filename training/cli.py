@@ -125,7 +125,7 @@ def _one_screen() -> Iterator[None]:
         typer.echo(str(error), err=True)
         raise typer.Exit(_FAILED) from None
     except ModuleNotFoundError as error:
-        typer.echo(f"{error}: training needs the extra: pip install 'tandem-trader[train]'", err=True)
+        typer.echo(f"{error}: training needs the extra: pip install '.[train]' in the source folder", err=True)
         raise typer.Exit(_FAILED) from None
 
 

@@ -142,7 +142,7 @@ def _train(config: Path, target: Path) -> None:
     if done.returncode:
         raise CommandError(
             f"training ended with code {done.returncode}: see the lines above; "
-            "it needs the `train` extra (pip install 'tandem-trader[train]')"
+            "it needs the `train` extra (in the source folder: pip install '.[train]')"
         )
 
 
