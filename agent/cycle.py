@@ -31,6 +31,7 @@ from agent.records import record_outcome, record_position, split_plan, write_exi
 from agent.risk import AccountRisk, SymbolRisk, breach, judge_entry
 from agent.settings import Settings
 from agent.trading_state import ArmedExit, TradingState
+from brokers.account import split_quantity
 from brokers.costs import ReferenceBar, is_split, split_ratio
 from brokers.domain import Account, Bar, BrokerError, Leg, OrderState, Position, Side, UnavailableError
 from brokers.protocol import Clock
@@ -294,12 +295,18 @@ class Trader:
         return None
 
     def _position(self, symbol: str) -> int:
-        """Return the position that a decision starts from: held, or being entered; 0 while it is being closed."""
+        """Return the position that a decision starts from: held, or being entered; 0 while it is being closed.
+
+        A remainder below the venue's smallest order (fees taken in the asset leave such) counts as flat: it could
+        neither be sold nor be let stand in the way of an entry.
+        """
         for order in self.state.working_orders(symbol):
             if order.leg is Leg.CLOSE:
                 return 0
         held = self.state.book.qty(symbol)
-        if held:
+        newest = self.newest.get(symbol)
+        least = self.parts.instruments[symbol].min_notional
+        if held and (newest is None or abs(held) * Decimal(repr(newest.close)) >= least):
             return 1 if held > 0 else -1
         entry = self.state.working_entry(symbol)
         return 0 if entry is None else entry.side.sign
@@ -613,7 +620,7 @@ class Trader:
         holding = self.state.book.holdings.get(symbol)
         held_before = (Decimal(0) if holding is None else holding.qty) - moved
         if holding is not None and held_before:
-            holding.qty = held_before * ratio + moved
+            holding.qty = split_quantity(held_before, ratio) + moved
             holding.avg_cost /= ratio
 
     # ---- committing and carrying out ----------------------------------------------------------------

@@ -325,11 +325,11 @@ class OrderDesk:
         except (UnavailableError, RateLimitedError) as error:
             return self._postpone(intent, Reason.NO_ANSWER, f"the position could not be freed: {error}")
         position = positions.get(intent.symbol)
+        # all that is held, to the last digit: rounded to the step, a split or a fee would leave a remainder for ever
         held = Decimal(0) if position is None else -intent.side.sign * position.qty
-        qty = self.instruments[intent.symbol].round_qty(held)
-        if qty <= 0:
+        if held <= 0:
             return self._finish(intent, Reason.TARGET_HELD, note="nothing was left to close")
-        return qty
+        return held
 
     async def _cancel(self, client_id: str) -> None:
         """Ask for a cancellation until the venue has heard it: cancelling twice is harmless.

@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import ROUND_DOWN, Decimal
 
 from brokers.domain import Side
 
 ZERO = Decimal(0)
+QTY_QUANTUM = Decimal("0.000000001")
+"""After a split, quantities are rounded toward zero to 1e-9 units: their digits must not grow without end."""
+
+
+def split_quantity(qty: Decimal, ratio: Decimal) -> Decimal:
+    """Return a quantity, held or ordered, after a split of `ratio`."""
+    return (qty * ratio).quantize(QTY_QUANTUM, ROUND_DOWN)
 
 
 @dataclass(slots=True)
@@ -52,11 +59,14 @@ class AccountBook:
             del self.holdings[symbol]
 
     def split(self, symbol: str, ratio: Decimal) -> None:
-        """Multiply the held quantity by `ratio` and divide its average cost by it."""
+        """Multiply the held quantity by `ratio` (`split_quantity`) and divide its average cost by it."""
         holding = self.holdings.get(symbol)
-        if holding is not None:
-            holding.qty *= ratio
-            holding.avg_cost /= ratio
+        if holding is None:
+            return
+        holding.qty = split_quantity(holding.qty, ratio)
+        holding.avg_cost /= ratio
+        if not holding.qty:
+            del self.holdings[symbol]
 
     def dividend(self, symbol: str, per_unit: Decimal) -> Decimal:
         """Pay `per_unit` quote currency on each held unit (a short pays); returns the cash moved."""

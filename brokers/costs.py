@@ -135,8 +135,8 @@ def is_split(ratio: float) -> bool:
 
 
 def split_ratio(ratio: float) -> Decimal:
-    """Return the factor by which held quantity changes, as Decimal, rounded half-even to 1e-6."""
-    return Decimal(ratio).quantize(Decimal("0.000001"), ROUND_HALF_EVEN)
+    """Return the factor by which held quantity changes, as Decimal, rounded half-even to 1e-12."""
+    return Decimal(ratio).quantize(Decimal("0.000000000001"), ROUND_HALF_EVEN)
 
 
 def split_ratios(adj_factor: Float) -> dict[int, Decimal]:

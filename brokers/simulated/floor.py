@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from decimal import Decimal
 
-from brokers.account import ZERO
+from brokers.account import ZERO, split_quantity
 from brokers.costs import PRICE_QUANTUM, CostModel, dividend_per_unit, is_split, reference_before, split_ratio
 from brokers.domain import Fill, Instrument, OrderState, OrderType
 from brokers.series import from_ns
@@ -235,8 +235,8 @@ class Floor:
             state.account.split(symbol, factor)
             state.record_action(CorporateAction(state.next_sequence(), state.now_ns, symbol, "split", factor, ZERO))
         for order in state.live.get(symbol, {}).values():
-            order.qty = order.filled_qty + order.remaining_qty * factor
-            order.opening_qty *= factor
+            order.qty = order.filled_qty + split_quantity(order.remaining_qty, factor)
+            order.opening_qty = split_quantity(order.opening_qty, factor)
             order.reserve_price = (order.reserve_price / factor).quantize(PRICE_QUANTUM)
             if order.stop_price is not None:
                 order.stop_price = (order.stop_price / factor).quantize(PRICE_QUANTUM)

@@ -87,3 +87,12 @@ def test_equity_is_what_came_in_plus_realised_plus_unrealised_minus_fees(
     unrealised = held.qty * (mark - held.avg_cost)
     expected = 10_000 + book.realised_pnl + unrealised - book.fees_paid
     assert abs(book.equity({"X": Decimal(mark)}) - expected) < Decimal("1e-15")
+
+
+def test_a_split_rounds_toward_zero_at_a_billionth_and_a_holding_without_units_ends() -> None:
+    book = AccountBook(cash=Decimal(0))
+    book.fill("X", Side.BUY, Decimal("0.100001"), Decimal(10), Decimal(0))
+    book.split("X", Decimal("0.333333333333"))
+    assert book.qty("X") == Decimal("0.033333666")
+    book.split("X", Decimal("0.00000001"))
+    assert "X" not in book.holdings

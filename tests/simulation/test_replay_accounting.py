@@ -7,7 +7,7 @@ given bars, quantities and exit levels alone and computes every price, fee, spli
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -147,3 +147,25 @@ def test_a_replay_repeats_itself_exactly() -> None:
     assert first.trades.height > 0
     assert first.trades.equals(second.trades)
     assert first.decisions.equals(second.decisions)
+
+
+def test_a_position_held_across_an_uneven_split_closes_to_nothing_and_can_be_entered_again() -> None:
+    settings = load(
+        None, [*WIDE_LIMITS, "strategy.name=random", "strategy.params={flip_probability: 0.3}", "symbols=[A]"]
+    )
+    bars = generate(SyntheticMarketSettings(symbols=("A",), bars=300), calendar("24/7"))["A"]
+    after = np.arange(len(bars)) >= 144
+    ratio = 1 / 3.000007  # as a vendor's rounded factors give it
+    prices = {name: np.where(after, getattr(bars, name) / ratio, getattr(bars, name)) for name in PRICES}
+    series = {"A": replace(bars, **prices, adj_factor=np.where(after, ratio, 1.0))}
+    result = replay(settings, series)
+    held = result.decisions["held_qty"].to_numpy()
+    assert held[143] > 0, "the seed no longer holds a position over the split"
+    assert held[144] == pytest.approx(held[143] * ratio, abs=1e-9)
+    flat = np.flatnonzero((held == 0.0) & after[: len(held)])
+    assert len(flat) > 5, "the position never became exactly flat after the split"
+    assert (np.diff(held[flat[0] :]) > 0).any(), "nothing was bought again"
+    assert largest_difference(settings, series, result) <= 1e-9
+
+
+PRICES = ("open", "high", "low", "close")
