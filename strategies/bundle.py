@@ -66,6 +66,19 @@ class Bundle:
         """The ONNX file."""
         return self.path / POLICY_FILE
 
+    def read_policy(self) -> bytes:
+        """Return the ONNX file's content, which is hashed again: what is served is what was verified.
+
+        Raises:
+            BundleError: The file was changed since the bundle was loaded.
+        """
+        content = self.policy_path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.manifest["files"][POLICY_FILE]:
+            raise BundleError(
+                f"{self.policy_path} was changed since it was verified: restore the bundle from its source"
+            )
+        return content
+
     @property
     def weights_path(self) -> Path | None:
         """The weights to resume training from; None where the bundle has none."""

@@ -147,7 +147,7 @@ class BundlePolicy:
         self.bundle = bundle
         self.targets = tuple(sorted(bundle.targets))
         self._name = name
-        self._model = Model(bundle.policy_path.read_bytes(), bundle.feature_spec, bundle.targets)
+        self._model = Model(bundle.read_policy(), bundle.feature_spec, bundle.targets)
         self.check_canary()
 
     @property

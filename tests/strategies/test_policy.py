@@ -163,3 +163,12 @@ def test_the_runtime_is_imported_only_where_a_model_runs() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_policy_file_that_changes_after_it_was_verified_is_not_served(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b")
+    content = bytearray(bundle.policy_path.read_bytes())
+    content[len(content) // 2] ^= 1
+    bundle.policy_path.write_bytes(bytes(content))
+    with pytest.raises(BundleError, match="changed since it was verified"):
+        BundlePolicy(bundle)
