@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import structlog
@@ -20,16 +20,19 @@ from agent.ledger.store import Ledger
 from brokers.calendar import TradingCalendar
 from brokers.domain import Bar
 from brokers.protocol import Clock, MarketData
-from brokers.series import BarSeries, to_ns
+from brokers.series import BarSeries, from_ns, to_ns
 from strategies.features import IncrementalFeatures
 
 if TYPE_CHECKING:
     from brokers.bar_store import BarStore
 
+Column = np.ndarray[Any, np.dtype[Any]]
+
 log = structlog.get_logger("tandem.history")
 
 KEEP_IN_LEDGER = timedelta(days=2)
 """Bars younger than this stay in the ledger after they were stored, so that `tandem why` finds them."""
+SERIES_COLUMNS = ("start_ns", "close_ns", "open_ns", "open", "high", "low", "close", "volume", "adj_factor")
 BARS_AT_ONCE = 10_000
 """Bars of history in memory as objects at a time: a page of Alpaca's answers."""
 SYMBOLS_STORED_AT_ONCE = 25
@@ -84,25 +87,26 @@ class History:
         newest: dict[str, Bar] = {}
         count = 0
         for symbols in _groups(self.symbols, max(1, BARS_AT_ONCE // self.features.spec.memory_bars)):
-            known = self._known(symbols, stored, until)
+            seen = self._seen(symbols, until)
+            known = {symbol: self._joined(symbol, stored.get(symbol), seen[symbol], until) for symbol in symbols}
             count += sum(map(len, known.values()))
             start = self._missing_from(known, until)
             fetched = await self.data.bars(symbols, self.period, start, until) if start < until else {}
             for symbol in symbols:
-                bars = _merged(known[symbol], [b for b in fetched.get(symbol, ()) if b.close_time <= until])
-                if bars:
-                    self.features.warm(series_of(symbol, bars, self.calendar, self.period))
-                    newest[symbol] = bars[-1]
+                bars = _merged(seen[symbol], fetched.get(symbol, ()))
+                series = self._joined(symbol, stored.get(symbol), bars, until)
+                if len(series):
+                    self.features.warm(series)
+                    last = series.bar(len(series) - 1)
+                    newest[symbol] = next((bar for bar in reversed(bars) if bar.start == last.start), last)
         log.info("history", symbols=len(self.symbols), known=count, warm=len(newest))
         return newest
 
     async def warm(self, symbol: str, until: datetime) -> None:
         """Fill one symbol's features again, after its newest bar was revised."""
-        known = self._known([symbol], self._stored([symbol]), until)
-        start = self._lookback(until)
-        fetched = await self.data.bars([symbol], self.period, start, until)
-        bars = _merged(known[symbol], [b for b in fetched[symbol] if b.close_time <= until])
-        self.features.warm(series_of(symbol, bars, self.calendar, self.period))
+        fetched = await self.data.bars([symbol], self.period, self._lookback(until), until)
+        bars = _merged(self._seen([symbol], until)[symbol], fetched[symbol])
+        self.features.warm(self._joined(symbol, self._stored([symbol]).get(symbol), bars, until))
 
     def compact(self, close: datetime) -> None:
         """When a session has ended, write its bars to the store and drop older ones from the ledger."""
@@ -146,30 +150,42 @@ class History:
             return {}
         return self._store().read_many(symbols, self.period, self.features.spec.memory_bars + 1)
 
-    def _known(self, symbols: Sequence[str], stored: Mapping[str, BarSeries], until: datetime) -> dict[str, list[Bar]]:
-        """Return what store and ledger hold, the ledger's revisions last, so that they win."""
-        known: dict[str, list[Bar]] = {symbol: [] for symbol in symbols}
-        for symbol in symbols:
-            if symbol in stored:
-                known[symbol] = [stored[symbol].bar(index) for index in range(len(stored[symbol]))]
+    def _seen(self, symbols: Sequence[str], until: datetime) -> dict[str, list[Bar]]:
+        """Return what the ledger holds, of each bar its last revision."""
         question = (
             select(schema.bars_seen)
             .where(schema.bars_seen.c.symbol.in_(symbols), schema.bars_seen.c.close_time <= until)
             .order_by(schema.bars_seen.c.start, schema.bars_seen.c.revision)
         )
-        seen: dict[str, list[Bar]] = {symbol: [] for symbol in symbols}
+        seen: dict[str, dict[datetime, Bar]] = {symbol: {} for symbol in symbols}
         for row in self.ledger.rows(question):
-            seen[row.symbol].append(bar_of(dict(row._mapping)))  # noqa: SLF001 - SQLAlchemy's public name
-        return {
-            symbol: [b for b in _merged(known[symbol], seen[symbol]) if b.close_time <= until] for symbol in symbols
-        }
+            seen[row.symbol][row.start] = bar_of(dict(row._mapping))  # noqa: SLF001 - SQLAlchemy's public name
+        return {symbol: list(bars.values()) for symbol, bars in seen.items()}
 
-    def _missing_from(self, known: Mapping[str, Sequence[Bar]], until: datetime) -> datetime:
+    def _joined(self, symbol: str, stored: BarSeries | None, bars: Sequence[Bar], until: datetime) -> BarSeries:
+        """Return stored bars and later ones as one series; where both have a bar, the later one counts."""
+        until_ns = to_ns(until)
+        later = series_of(symbol, [bar for bar in bars if bar.close_time <= until], self.calendar, self.period)
+        if stored is None or not len(stored):
+            return later
+        kept = (stored.close_ns <= until_ns) & ~np.isin(stored.start_ns, later.start_ns)
+        order = np.argsort(np.concatenate([stored.start_ns[kept], later.start_ns]), kind="stable")
+
+        def column(first: Column, second: Column) -> Column:
+            return np.concatenate([first[kept], second])[order]
+
+        names = stored.signals.keys() & later.signals.keys() if len(later) else stored.signals.keys()
+        columns = {name: column(getattr(stored, name), getattr(later, name)) for name in SERIES_COLUMNS}
+        none = np.empty(0)
+        signals = {name: column(stored.signals[name], later.signals.get(name, none)) for name in sorted(names)}
+        return BarSeries(symbol=symbol, **columns, signals=signals)
+
+    def _missing_from(self, known: Mapping[str, BarSeries], until: datetime) -> datetime:
         """Return the start from which the venue must be asked: all of the memory, or only what came since."""
         enough = self.features.spec.memory_bars
-        if any(len(bars) < enough for bars in known.values()):
+        if any(len(series) < enough for series in known.values()):
             return self._lookback(until)
-        return min(bars[-1].start for bars in known.values()) + self.period
+        return from_ns(min(int(series.start_ns[-1]) for series in known.values())) + self.period
 
     def _lookback(self, until: datetime) -> datetime:
         """Return a time before which no bar of the memory can start: sessions close at nights and weekends."""
@@ -192,9 +208,9 @@ def series_of(symbol: str, bars: Sequence[Bar], calendar: TradingCalendar, perio
     """Return bars as columns; signals are those that every bar has."""
     start_ns = np.array([to_ns(bar.start) for bar in bars], dtype=np.int64)
     open_ns, close_ns, _ = calendar.bounds_ns(start_ns, round(period.total_seconds() * 1e9))
-    names = set(bars[0].signals).intersection(*(bar.signals for bar in bars[1:]))
-    columns = np.array([(b.open, b.high, b.low, b.close, b.volume, b.adj_factor) for b in bars], dtype=np.float64).T
-    opened, high, low, close, volume, adj_factor = np.ascontiguousarray(columns)
+    names = set.intersection(*(set(bar.signals) for bar in bars)) if bars else set()
+    rows = np.array([(b.open, b.high, b.low, b.close, b.volume, b.adj_factor) for b in bars], dtype=np.float64)
+    opened, high, low, close, volume, adj_factor = np.ascontiguousarray(rows.reshape(-1, 6).T)
     return BarSeries(
         symbol=symbol,
         start_ns=start_ns,
