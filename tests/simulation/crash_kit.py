@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -29,6 +29,7 @@ from agent.ledger.store import Ledger, open_ledger
 from agent.parts import Parts
 from agent.settings import Settings, load
 from brokers.domain import BrokerError, Order, OrderRequest, OutcomeUnknownError, RateLimitedError, UnavailableError
+from brokers.protocol import Clock
 from brokers.series import BarSeries, to_ns
 from brokers.simulated.broker import SimulatedBroker, SimulatedClock
 from brokers.simulated.engine import MatchingEngine
@@ -171,6 +172,9 @@ class World:
     path: Path
     lives: int = 0
     problems: list[str] = field(default_factory=list)
+    make_clock: Callable[[MatchingEngine, Tap], Clock] = TappedClock
+    while_dead: Callable[[], None] = lambda: None
+    """What the venue does between two lives; nothing on one that waits."""
 
     @property
     def url(self) -> str:
@@ -185,6 +189,7 @@ class World:
             try:
                 asyncio.run(self._life(tap))
             except (Crash, BrokerError):
+                self.while_dead()
                 continue
             return tap
         raise AssertionError(f"not played out after {LIVES_MAX} lives; the last crashes: {tap.crashes[-5:]}")
@@ -208,7 +213,7 @@ class World:
             strategy, strategy_id = make_strategy(self.settings)
             yield await wire(
                 self.settings,
-                Venue(broker=broker, data=broker, clock=TappedClock(self.engine, tap)),
+                Venue(broker=broker, data=broker, clock=self.make_clock(self.engine, tap)),
                 ledger,
                 strategy,
                 strategy_id,
@@ -442,6 +447,3 @@ class Worlds:
     def drop(self, world: World) -> None:
         for path in self._folder.glob(world.path.name + "*"):
             path.unlink()
-
-
-Pause = Callable[[float], Awaitable[None]]
