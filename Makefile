@@ -14,7 +14,8 @@ TORCH_INDEX_URL ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
+# Modules are compiled when first imported: compiling all of them takes longer than everything else together.
+PIP_INSTALL := $(BIN)/python -m pip install --no-compile --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 
 # One thread for every numeric library: the work is many small calls, and tests must not depend on the machine.
 export OMP_NUM_THREADS ?= 1
