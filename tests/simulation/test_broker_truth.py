@@ -222,3 +222,15 @@ def test_a_question_without_an_answer_concludes_nothing(worlds: Worlds) -> None:
 
     during(world, body)
     assert differences(before, world.ledger()) == []
+
+
+def test_a_new_ledger_on_old_books_finds_every_order_and_fill_of_ours(worlds: Worlds) -> None:
+    world = worlds.new()
+    world.play()
+    lost, world.path = world.ledger(), worlds.new().path
+    found = reconciled(world)
+    assert found.fills == len(world.engine.fills())
+    assert found.corrected == ()
+    rebuilt = world.ledger()
+    assert rebuilt["fills"] == lost["fills"]
+    assert {row.kind for row in rows(world, schema.incidents)} <= {"unprotected"}
