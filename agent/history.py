@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import structlog
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 
 from agent.ledger import schema
 from agent.ledger.store import Ledger
@@ -35,8 +35,8 @@ KEEP_IN_LEDGER = timedelta(days=2)
 SERIES_COLUMNS = ("start_ns", "close_ns", "open_ns", "open", "high", "low", "close", "volume", "adj_factor")
 BARS_AT_ONCE = 10_000
 """Bars of history in memory as objects at a time: a page of Alpaca's answers."""
-SYMBOLS_STORED_AT_ONCE = 25
-"""Symbols whose session is written to the bar store at a time."""
+STORED_AT_ONCE = 50_000
+"""Bars that are written to the bar store at a time: each write makes the store's tail anew."""
 
 
 class History:
@@ -124,9 +124,10 @@ class History:
         if mark is not None:
             # the bar of the last time again: it may have been revised since
             question = question.where(seen.close_time >= datetime.fromisoformat(mark["until"]))
+        counted = self.ledger.first(question.with_only_columns(func.count()))
+        waiting = 0 if counted is None else int(counted[0])
         stored = 0
-        # a session of many symbols at once would take as much memory as everything else
-        for symbols in _groups(self.symbols, SYMBOLS_STORED_AT_ONCE):
+        for symbols in _groups(self.symbols, max(1, STORED_AT_ONCE * len(self.symbols) // max(waiting, 1))):
             rows = self.ledger.rows(question.where(seen.symbol.in_(symbols)))
             bars = [bar_of(dict(row._mapping)) for row in rows]  # noqa: SLF001 - SQLAlchemy's public name
             if bars:
