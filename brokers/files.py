@@ -36,8 +36,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         sync_folder(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a failed write does not know what it was for
+        if isinstance(error, OSError) and error.filename in {None, name}:
+            error.filename = str(path)  # a failed write does not know what it was for, a failed rename says it second
         raise
 
 

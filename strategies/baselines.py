@@ -24,6 +24,8 @@ from strategies.observation import usable_rows, why_unusable
 from strategies.strategy import Abstention, Observations, Opinion, Reason
 
 _BPS = 1e-4
+_WINDOWS = frozenset({"lookback", "window", "half_life"})
+_WINDOW_BARS_MAX = 10_000
 
 
 class BaselineError(ValueError):
@@ -266,16 +268,33 @@ def make_baseline(name: str, params: Mapping[str, Any], period: timedelta) -> Ba
     """Return a baseline by name.
 
     Raises:
-        BaselineError: Unknown name or parameter, with the nearest that exists.
+        BaselineError: Unknown name or parameter, with the nearest that exists; a value that the parameter cannot have.
     """
     kind = _CLASSES.get(name)
     if kind is None:
         raise BaselineError(f"no baseline {name!r}: {_suggest(name, BASELINES)}")
-    takes = [field.name for field in fields(kind) if field.name != "period"]
-    for param in params:
+    takes = {field.name: field.default for field in fields(kind) if field.name != "period"}
+    for param, value in params.items():
         if param not in takes:
-            raise BaselineError(f"baseline {name!r} has no parameter {param!r}: {_suggest(param, takes)}")
+            raise BaselineError(f"baseline {name!r} has no parameter {param!r}: {_suggest(param, list(takes))}")
+        _check_value(f"{name}.{param}", value, takes[param])
     return kind(period=period, **params)
+
+
+def _check_value(name: str, value: object, default: object) -> None:
+    """Refuse a value that is not of its default's kind, and a window that no bars fill."""
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise BaselineError(f"{name} is {value!r}: write true or false")
+        return
+    if value is None and default is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BaselineError(f"{name} is {value!r}: give a number")
+    if isinstance(default, int) and not isinstance(value, int):
+        raise BaselineError(f"{name} is {value!r}: give a whole number")
+    if name.rpartition(".")[2] in _WINDOWS and not 2 <= value <= _WINDOW_BARS_MAX:
+        raise BaselineError(f"{name} is {value!r}: give 2 to {_WINDOW_BARS_MAX} bars")
 
 
 def _suggest(word: str, known: Sequence[str]) -> str:

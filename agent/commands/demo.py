@@ -86,7 +86,8 @@ def _write_config(out: Path, folder: Path, bars: int, seed: int, overrides: list
         "training": {"seed": seed, "data_feed": "synthetic"},
     }
     content = apply_overrides(content, overrides)
-    content["exchange"].setdefault("start", _play_start(content).isoformat())
+    begins = _play_start(content)  # checks the settings first
+    content["exchange"].setdefault("start", begins.isoformat())
     path = folder / "demo.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     return path

@@ -120,6 +120,12 @@ SETTINGS = [
         slow=True,
     ),
     Case("a period that fits no day", (*RUN, "--set", "period=7m"), ("period", "420 s", "5m or 1d")),
+    Case(
+        "a baseline's value",
+        (*RUN, "--set", "strategy.params={lookback: x}"),
+        ("momentum.lookback is 'x'", "give a number"),
+        slow=True,
+    ),
     Case("no such calendar", (*RUN, "--set", "calendar=XNYZ"), ("'XNYZ'", "did you mean", "XNYS"), slow=True),
     Case(
         "no such strategy", ("run", "--strategy", "momentumm"), ("'momentumm'", "did you mean 'momentum'?"), slow=True
