@@ -38,21 +38,37 @@ class VenueExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has no t
         self._on_missed = on_missed
         self._running: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Lock()
+        self._failed = False
 
     async def idle(self) -> None:
-        """Wait until no job runs. An error of a job is raised here, in the daemon, not swallowed."""
-        while self._running:
-            done, _ = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                self._running.discard(task)
-                task.result()
+        """Wait until no job runs. An error of a job is raised here, in the daemon, not swallowed.
+
+        No job outlives an error or a cancellation: it would go on with a venue and a ledger that are being closed.
+        """
+        try:
+            while self._running:
+                done, _ = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    self._running.discard(task)
+                    task.result()
+        finally:
+            await self._end()
+
+    async def _end(self) -> None:
+        left, self._running = self._running, set()
+        for task in left:
+            task.cancel()
+        for outcome in await asyncio.gather(*left, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                log.error("a job failed while it was ended", exc_info=outcome)
 
     def _do_submit_job(self, job: Job, run_times: list[datetime]) -> None:
         self._running.add(asyncio.get_running_loop().create_task(self._run(job, run_times)))
 
     async def _run(self, job: Job, run_times: list[datetime]) -> None:
         async with self._turn:
-            await self._run_alone(job, run_times)
+            if not self._failed:
+                await self._run_alone(job, run_times)
 
     async def _run_alone(self, job: Job, run_times: list[datetime]) -> None:
         jobstore = job._jobstore_alias  # noqa: SLF001 - the executor interface of APScheduler hands it over so
@@ -67,6 +83,7 @@ class VenueExecutor(BaseExecutor):  # type: ignore[misc]  # APScheduler has no t
         try:
             await job.func(*job.args, **job.kwargs)
         except Exception:
+            self._failed = True  # the daemon ends with it: what waits for its turn must not begin
             self._run_job_success(job.id, [JobExecutionEvent(EVENT_JOB_ERROR, job.id, jobstore, run_time)])
             raise
         self._run_job_success(job.id, [])

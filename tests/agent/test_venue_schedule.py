@@ -166,3 +166,31 @@ def test_closes_of_new_york_keep_their_local_time_across_the_change_to_summer_ti
     assert ran == sessions.closes_between(datetime(2024, 3, 8, 20, 59, tzinfo=UTC), ran[-1], hour)
     last_of_session = [at for at, following in pairwise(ran) if following.date() > at.date()]
     assert [at.hour for at in last_of_session] == [21, 20, 20]
+
+
+@pytest.mark.parametrize("how", ["failed", "cancelled"])
+def test_no_job_outlives_the_end_of_the_daemon(how: str) -> None:
+    """A job that went on would do so with a venue and a ledger that are being closed."""
+    done: list[str] = []
+
+    async def first() -> None:
+        if how == "failed":
+            raise RuntimeError(how)
+        await asyncio.sleep(3_600)
+
+    async def second() -> None:
+        done.append("second")
+
+    async def run() -> None:
+        bench = Bench()
+        bench.scheduler.at(NOON, first, "first")
+        bench.scheduler.at(NOON, second, "second")
+        due = asyncio.create_task(bench.scheduler.run_due())
+        await asyncio.sleep(0.01)
+        due.cancel()
+        with pytest.raises((RuntimeError, asyncio.CancelledError)):
+            await due
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(run())
+    assert done == []
