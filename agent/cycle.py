@@ -11,7 +11,7 @@ import asyncio
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -21,6 +21,7 @@ import numpy as np
 import structlog
 from sqlalchemy import Connection, func, or_, select, update
 
+from agent.answers import checked
 from agent.exits import fired_exits
 from agent.ledger import schema
 from agent.ledger.store import Ledger
@@ -42,6 +43,9 @@ from strategies.strategy import Abstention, Observations, Opinion, Reason
 log = structlog.get_logger("tandem.cycle")
 
 _CONTROL = select(schema.state).where(or_(schema.state.c.key == "halt", schema.state.c.key == "resumed"))
+
+_LONGEST_PAUSE = timedelta(days=14)
+"""No calendar's sessions pause longer."""
 
 PLANNED = "planned"
 """Outcome of a decision whose intents are committed and not yet carried out."""
@@ -102,7 +106,6 @@ class Trader:
         # features bounded by 1 are shares and flags that reach their bounds in the normal course of things
         self._clipped_F = self._ranges_F2[:, 1] > 1.0
         self._halted: str | None = None
-        self._resumed = self._control().get("resumed", {}).get("count", 0)
         self._entries: deque[tuple[datetime, str]] | None = None
 
     # ---- the job ------------------------------------------------------------------------------------
@@ -135,6 +138,7 @@ class Trader:
     async def resume(self) -> None:
         """Carry out what was decided and not finished, in its old order: the same path after a kill and live."""
         if self.state.intents:
+            await self._know(intent.symbol for intent in self.state.intents.values())
             await self._carry_out(list(self.state.intents.values()))
             await self.parts.reconciler.sync()  # what was found there may have filled in the meantime
         elif not self.state.last_close_done and self.state.last_close is not None:
@@ -146,20 +150,30 @@ class Trader:
         if not local or self.clock.stepped:
             return
         quotes = await self.parts.data.quotes([armed.symbol for armed in local])
-        now = self.clock.now()
-        intents: list[Intent] = []
         fired = fired_exits(self.state, {}, quotes)
         held = await self.parts.broker.positions() if fired else {}
-        for symbol, leg in fired:
-            if symbol not in held or held[symbol].qty != self.state.book.qty(symbol):
-                log.warning("exit waits", symbol=symbol, reason="the venue holds another quantity than our count")
-                continue
-            intents.append(self._exit_intent(symbol, leg, now, float(quotes[symbol].mid), sequence=len(intents)))
-        fresh = [intent for intent in intents if intent.symbol not in {i.symbol for i in self.state.intents.values()}]
+        if any(symbol not in held or held[symbol].qty != self.state.book.qty(symbol) for symbol, _ in fired):
+            # a split, whose exits lie elsewhere from now on, or a count that is off: an exit waits for neither
+            await self.parts.reconciler.reconcile()
+            fired = fired_exits(self.state, {}, quotes)
+        await self._know(symbol for symbol, _ in fired)
+        now = self.clock.now()
+        planned = {intent.symbol for intent in self.state.intents.values()}
+        fresh = [
+            self._exit_intent(symbol, leg, now, float(quotes[symbol].mid), sequence=number)
+            for number, (symbol, leg) in enumerate(fired)
+            if symbol not in planned
+        ]
         if fresh:
             with self.ledger.transaction() as connection:
                 self._write_intents(connection, fresh)
             await self._carry_out(fresh)
+
+    async def _know(self, symbols: Iterable[str]) -> None:
+        """Ask for the rules of symbols that are held and, by the settings, no longer traded."""
+        unknown = [symbol for symbol in dict.fromkeys(symbols) if symbol not in self.parts.instruments]
+        if unknown:
+            self.parts.instruments.update(await self.parts.broker.instruments(unknown))
 
     # ---- looking ------------------------------------------------------------------------------------
 
@@ -220,7 +234,7 @@ class Trader:
                 with self.ledger.transaction() as connection:
                     self.ledger.upsert(connection, schema.bars_seen, [_bar_row(revised)])
                 self.newest[symbol] = revised
-                await self.parts.history.warm(symbol, until=self.clock.now())
+                await self.parts.history.warm(symbol, until=revised.close_time)  # later ones are appended
                 log.info("bar revised", symbol=symbol, start=bar.start.isoformat(), revision=revised.revision)
 
     def _out_of_range(self, features_SF: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -254,7 +268,7 @@ class Trader:
                 answers[symbol] = silent
         if usable:
             names = [self.symbols[i] for i in usable]
-            deadline_s = self.settings.daemon.decision_deadline_s
+            deadline_s = self._time_to_answer_s(view.close_time)
             observations = Observations(
                 symbols=names,
                 close_time=view.close_time,
@@ -275,7 +289,15 @@ class Trader:
         except Exception as error:  # any fault of a model is an abstention with a reason, never a vote
             log.exception("the strategy failed", strategy=self.parts.strategy.name)
             return {s: Abstention(s, Reason.MODEL_ERROR, str(error)[:200]) for s in observations.symbols}
-        return {opinion.symbol: opinion for opinion in opinions}
+        return checked(observations.symbols, opinions)
+
+    def _time_to_answer_s(self, close: datetime) -> float:
+        """Return what is left of the decision deadline; a tenth of it at least, since reductions are never too late."""
+        deadline_s = self.settings.daemon.decision_deadline_s
+        if self.clock.stepped:
+            return deadline_s
+        gone_s = (self.clock.now() - close).total_seconds()
+        return max(deadline_s - gone_s, deadline_s / 10.0)
 
     def _silence(self, view: _View, index: int, symbol: str) -> Abstention | None:
         bars = view.bars[symbol]
@@ -539,11 +561,14 @@ class Trader:
         halt = control.get("halt", {})
         self._halted = str(halt.get("reason", "")) if halt.get("halted") else None
         count = control.get("resumed", {}).get("count", 0)
-        if count != self._resumed:
-            self._resumed = count
+        if count != self.state.resumed:
+            self.state.resumed = count
             self.state.peak_equity = Decimal(0)
             self.state.rejects.clear()
             self.state.paused.clear()
+            with self.ledger.transaction() as connection:  # what was written since `tandem resume` goes with them
+                self.ledger.set_state(connection, "rejects", {})
+                self.ledger.set_state(connection, "paused", {})
 
     def _entries_last_hour(self, close: datetime) -> Mapping[str, int]:
         """Count the entries decided within an hour before a close; read once, then kept up by `_write_intents`."""
@@ -563,7 +588,7 @@ class Trader:
         cooldown = self.settings.risk.cooldown_bars
         if cooldown == 0:
             return {}
-        since = close - (cooldown + 1) * self.period * 6  # sessions have pauses: look back far enough
+        since = close - (cooldown + 1) * self.period * 6 - _LONGEST_PAUSE  # bars are counted in sessions alone
         question = (
             select(schema.fills.c.symbol, func.max(schema.fills.c.at).label("at"))
             .where(schema.fills.c.leg == Leg.STOP.value, schema.fills.c.at > since)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from agent.execution import OrderDesk
@@ -36,7 +36,7 @@ class Parts:
     ledger: Ledger
     state: TradingState
     metrics: Metrics
-    instruments: Mapping[str, Instrument]
+    instruments: dict[str, Instrument]
     costs: CostModel
     bars_per_year: float
     sizing: SizingConfig

@@ -93,7 +93,8 @@ class ArmedExit:
 class TradingState:
     """Everything that a cycle needs to remember.
 
-    `orders` holds the orders that are not terminal; `intents` those that are still planned.
+    `orders` holds the orders that are not terminal; `intents` those that are still planned; `resumed` counts the
+    times that `tandem resume` was heeded.
     """
 
     book: AccountBook = field(default_factory=lambda: AccountBook(cash=Decimal(0)))
@@ -108,11 +109,14 @@ class TradingState:
     peak_equity: Decimal = Decimal(0)
     day_start_equity: Decimal = Decimal(0)
     day: str = ""
+    resumed: int = 0
 
     @classmethod
     def load(cls, ledger: Ledger) -> TradingState:
         """Read the state that the last commit left."""
         loaded = cls()
+        # first: a `tandem resume` that comes while the rest is read is then seen as new at the first close
+        loaded.resumed = int((ledger.get_state("resumed") or {}).get("count", 0))
         terminal = [state.value for state in OrderState if state.is_terminal]
         for row in ledger.rows(select(schema.orders).where(schema.orders.c.state.not_in(terminal))):
             loaded.orders[row.client_id] = known_order(row)

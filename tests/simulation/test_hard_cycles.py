@@ -1,0 +1,246 @@
+"""One close under hard conditions: revised bars, answers that cannot be used, positions that are not counted right."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from crash_kit import HISTORY_BARS, PERIOD, T0, Tap, TappedClock, World, Worlds, settings, walk
+from running_kit import TappedRunningClock
+from sqlalchemy import select
+
+from agent import control
+from agent.cycle import Trader
+from agent.daemon import Daemon
+from agent.ledger import schema
+from agent.parts import Parts
+from brokers.calendar import calendar
+from brokers.domain import Bar, OrderRequest, Quote, Side
+from strategies.strategy import Abstention, ExitLevels, Observations, Opinion, Reason, Strategy
+
+T = TypeVar("T")
+BEGIN = T0 + HISTORY_BARS * PERIOD
+DEEP = Decimal("0.01")
+
+
+def world_of(folder: Path, *more: str, running: bool = False, symbols: str = "AB") -> World:
+    series = {symbol: walk(symbol, HISTORY_BARS + 40, 1) for symbol in symbols}
+    world = Worlds(folder, settings(*more), series).new()
+    world.make_clock = TappedRunningClock if running else TappedClock
+    return world
+
+
+def during(world: World, body: Callable[[Parts, Trader, datetime], Awaitable[T]]) -> T:
+    """Recover, as a new process does, then do something."""
+
+    async def life() -> T:
+        async with world.parts(Tap()) as parts:
+            trader, first = await Daemon(world.settings)._recover(parts)
+            return await body(parts, trader, first)
+
+    return asyncio.run(life())
+
+
+def rows(parts: Parts, table: Any) -> list[Any]:
+    return list(parts.ledger.rows(select(table)))
+
+
+# ---- revised bars -----------------------------------------------------------------------------------------------
+
+
+class Revising:
+    """Market data that corrects the close of one bar as soon as a later one is there."""
+
+    def __init__(self, parts: Parts, start: datetime) -> None:
+        self._data = parts.data
+        self._start = start
+
+    async def bars(
+        self, symbols: Sequence[str], period: timedelta, start: datetime, end: datetime
+    ) -> dict[str, list[Bar]]:
+        found = await self._data.bars(symbols, period, start, end)
+        return {symbol: [self._corrected(bar) for bar in bars] for symbol, bars in found.items()}
+
+    def _corrected(self, bar: Bar) -> Bar:
+        return replace(bar, volume=bar.volume + 1.0) if bar.start == self._start else bar
+
+
+def test_a_bar_that_was_revised_when_the_next_one_closed_counts_once_and_the_next_one_is_decided(
+    tmp_path: Path,
+) -> None:
+    world = world_of(tmp_path, running=True)
+
+    async def body(parts: Parts, trader: Trader, first: datetime) -> tuple[int, list[Any]]:
+        await parts.clock.advance(first)
+        await trader.on_close(first)
+        revising: Any = Revising(parts, first - PERIOD)
+        parts.data = parts.history.data = revising
+        await parts.clock.advance(first + PERIOD)
+        report = await trader.on_close(first + PERIOD)
+        return report.bars, [row for row in rows(parts, schema.bars_seen) if row.revision == 1]
+
+    new_bars, revised = during(world, body)
+    assert new_bars == 2
+    assert [row.symbol for row in revised] == ["A", "B"]
+
+
+# ---- answers ----------------------------------------------------------------------------------------------------
+
+
+class Faulty:
+    """A strategy that says what it is told to say."""
+
+    def __init__(self, sound: Strategy, answers: Sequence[Opinion | Abstention]) -> None:
+        self.name = sound.name
+        self.feature_spec = sound.feature_spec
+        self._answers = answers
+
+    async def opinions(self, _observations: Observations) -> Sequence[Opinion | Abstention]:
+        return self._answers
+
+
+GOOD = {"A": Opinion("A", 0, q={0: 0.0}), "B": Opinion("B", 0, q={0: 0.0})}
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        pytest.param([GOOD["B"]], id="none for a symbol"),
+        pytest.param([GOOD["A"], GOOD["B"], Opinion("A", 1)], id="two for a symbol"),
+        pytest.param([Opinion("A", 2), GOOD["B"]], id="a target that is none"),
+        pytest.param([Opinion("A", 1, q={1: math.nan}), GOOD["B"]], id="a value that is no number"),
+        pytest.param([Opinion("A", 1, detail={"spread": math.inf}), GOOD["B"]], id="a detail that is no number"),
+        pytest.param([Opinion("A", 1, exits=ExitLevels(math.nan, None)), GOOD["B"]], id="an exit that is no number"),
+        pytest.param([Opinion("A", 1, exits=ExitLevels(0.0, None)), GOOD["B"]], id="an exit without distance"),
+        pytest.param([Abstention("C", Reason.NO_ANSWER), GOOD["B"]], id="another symbol's"),
+    ],
+)
+def test_an_answer_that_cannot_be_used_is_an_abstention_of_its_symbol_alone(
+    answers: list[Opinion | Abstention], tmp_path: Path
+) -> None:
+    world = world_of(tmp_path)
+
+    async def body(parts: Parts, trader: Trader, first: datetime) -> dict[str, Any]:
+        parts.strategy = Faulty(parts.strategy, answers)
+        while parts.clock.now() < first:
+            await parts.clock.advance(first)
+        report = await trader.on_close(first)
+        assert report.intents == 0
+        return {row.symbol: row.votes["random"] for row in rows(parts, schema.decisions)}
+
+    votes = during(world, body)
+    assert votes["A"]["abstained"] == "model_error"
+    assert "abstained" not in votes["B"]
+
+
+@pytest.mark.parametrize(("gone_s", "left_s"), [(0.0, 10.0), (6.5, 3.5), (60.0, 1.0)])
+def test_a_mind_has_what_is_left_of_the_decision_deadline(gone_s: float, left_s: float, tmp_path: Path) -> None:
+    world = world_of(tmp_path, running=True)
+
+    class Asked(Faulty):
+        async def opinions(self, observations: Observations) -> Sequence[Opinion | Abstention]:
+            assert observations.deadline_monotonic_s is not None
+            given_s.append(observations.deadline_monotonic_s - time.monotonic())
+            return self._answers
+
+    given_s: list[float] = []
+
+    async def body(parts: Parts, trader: Trader, first: datetime) -> None:
+        parts.strategy = Asked(parts.strategy, list(GOOD.values()))
+        await parts.clock.advance(first + timedelta(seconds=gone_s))
+        await trader.on_close(first)
+
+    during(world, body)
+    assert given_s == [pytest.approx(left_s, abs=0.5)]
+
+
+# ---- local exits --------------------------------------------------------------------------------------------------
+
+
+async def crash_quotes(symbols: Sequence[str]) -> dict[str, Quote]:
+    return {symbol: Quote(symbol, DEEP, DEEP, BEGIN) for symbol in symbols}
+
+
+def bought_by_hand(world: World, symbol: str, qty: str = "5") -> None:
+    """Trade on the account past the daemon, as a person would."""
+    order = OrderRequest(client_id=f"by-hand-{symbol}-{qty}", symbol=symbol, side=Side.BUY, qty=Decimal(qty))
+    world.engine.submit(order)
+    world.engine.run_until(world.engine.now + 3 * PERIOD)
+
+
+@pytest.mark.parametrize("counted", ["4.9", "5.1"])
+def test_an_exit_is_not_held_up_by_a_count_that_is_off(counted: str, tmp_path: Path) -> None:
+    """A fee that the venue takes from what was bought leaves less than was filled."""
+    world = world_of(tmp_path, running=True)
+    bought_by_hand(world, "A")
+
+    async def body(parts: Parts, trader: Trader, _first: datetime) -> list[Any]:
+        parts.state.book.holdings["A"].qty = Decimal(counted)
+        parts.data.quotes = crash_quotes  # type: ignore[method-assign]  # the market falls through the stop
+        await trader.watch_exits()
+        return rows(parts, schema.orders)
+
+    [order] = during(world, body)
+    assert (order.leg, order.qty) == ("stop", world.engine.positions()["A"].qty)
+
+
+def test_the_exit_of_a_symbol_that_is_no_longer_traded_still_fires(tmp_path: Path) -> None:
+    world = world_of(tmp_path, running=True, symbols="ABZ")
+    bought_by_hand(world, "Z")
+
+    async def body(parts: Parts, trader: Trader, _first: datetime) -> list[Any]:
+        assert "Z" not in parts.symbols
+        parts.data.quotes = crash_quotes  # type: ignore[method-assign]  # the market falls through the stop
+        await trader.watch_exits()
+        return rows(parts, schema.orders)
+
+    [order] = during(world, body)
+    assert (order.symbol, order.leg) == ("Z", "stop")
+
+
+# ---- what other processes say -----------------------------------------------------------------------
+
+
+def test_a_resume_during_the_start_of_the_daemon_ends_pauses_too(tmp_path: Path) -> None:
+    world = world_of(tmp_path)
+
+    async def life() -> dict[str, str]:
+        async with world.parts(Tap()) as parts:
+            with parts.ledger.transaction() as connection:
+                parts.ledger.set_state(connection, "paused", {"A": "order_lost"})
+        async with world.parts(Tap()) as parts:
+            control.resume(parts.ledger, parts.clock.now())  # after the state was read, before the first close
+            trader, first = await Daemon(world.settings)._recover(parts)
+            while parts.clock.now() < first:
+                await parts.clock.advance(first)
+            await trader.on_close(first)
+            return dict(parts.state.paused)
+
+    assert asyncio.run(life()) == {}
+
+
+# ---- the gate ---------------------------------------------------------------------------------------------------
+
+
+def test_a_cooldown_outlasts_a_weekend(tmp_path: Path) -> None:
+    world = world_of(tmp_path, "risk.cooldown_bars=3")
+
+    async def body(parts: Parts, trader: Trader, _first: datetime) -> dict[str, int]:
+        friday = datetime.fromisoformat("2024-01-05T20:57:00+00:00")
+        monday = datetime.fromisoformat("2024-01-08T14:35:00+00:00")
+        parts.calendar = calendar("XNYS")
+        fill = {"venue": "v", "exec_id": "1", "client_id": "c", "symbol": "A", "side": "sell", "leg": "stop"}
+        amounts = {"qty": Decimal(1), "price": Decimal(1), "fee": Decimal(0), "at": friday}
+        with parts.ledger.transaction() as connection:
+            parts.ledger.insert_new(connection, schema.fills, [fill | amounts])
+        return trader._bars_since_stop(monday)
+
+    assert during(world, body) == {"A": 2}
