@@ -44,6 +44,8 @@ class Model:
         Raises:
             BundleError: Not a model, or one with other inputs or without the outputs that `targets` need.
         """
+        # read once, when it is loaded: from 1.29 on it otherwise sends the model's name and hashes to its makers
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime as ort  # noqa: PLC0415 -- costs memory and start-up time; loaded only where a model runs
 
         options = ort.SessionOptions()

@@ -320,6 +320,15 @@ def test_bundles_and_slots_that_cannot_be_used(case: Case, models: Path, tmp_pat
     check(case, tmp_path)
 
 
+def test_a_model_that_is_served_reports_to_nobody(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models, tmp_path / "work")
+    (tmp_path / "home").mkdir()
+    quiet = {"HOME": str(tmp_path / "home"), "CI": "", "XDG_CACHE_HOME": ""}
+    done = tandem(tmp_path / "work", "models", "promote", "policy", env=quiet)
+    assert done.code == 0, done.err
+    assert list((tmp_path / "home").iterdir()) == []
+
+
 # ---- ledger and books -------------------------------------------------------------------------------------------
 
 LEDGERS = [
