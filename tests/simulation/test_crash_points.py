@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -149,7 +150,7 @@ def _fault(key: str, kinds: list[str], probability: float) -> Callable[[int], st
 def test_a_split_while_holding_keeps_venue_exits_and_count_in_step(tmp_path: Path) -> None:
     undisturbed = Scenario(_split_while_holding(tmp_path))
     labels = undisturbed.tap.labels
-    assert undisturbed.ledger["state"]["split:A"]["ratio"] == "4.000000"
+    assert Decimal(undisturbed.ledger["state"]["split:A"]["ratio"]) == 4
     at_split = [n for n in range(len(labels)) if labels[n] == "after advance"][2 * (SPLIT_BAR - HISTORY_BARS)]
     for number in range(at_split - 2, at_split + 30, 4):
         found, _ = undisturbed.after(Tap(crash_at=frozenset([number])))
