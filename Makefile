@@ -24,7 +24,7 @@ export MKL_NUM_THREADS ?= 1
 export VECLIB_MAXIMUM_THREADS ?= 1
 export NUMEXPR_NUM_THREADS ?= 1
 
-.PHONY: help setup run test test-all lint bench clean
+.PHONY: help setup run test test-all lint bench soak clean
 
 help:
 	@echo "make setup     create .venv and install everything into it"
@@ -32,7 +32,8 @@ help:
 	@echo "make test      the fast tests"
 	@echo "make test-all  every test at full length, the slow proofs included"
 	@echo "make lint      style, types and import arrows"
-	@echo "make bench     the benchmarks"
+	@echo "make bench     the benchmarks (minutes)"
+	@echo "make soak      20,000 closes over HTTP: does the daemon grow?"
 	@echo "make clean     remove .venv, caches and build output (never var/, models/ or runs/)"
 
 setup: $(STAMP)
@@ -67,7 +68,10 @@ lint: setup
 	@$(BIN)/lint-imports
 
 bench: setup
-	@$(BIN)/python -m pytest -m "slow or not slow" -p no:randomly --capture=no tests/benchmarks
+	@for name in commands operations replay cycle daemon; do $(BIN)/python tests/benchmarks/bench_$$name.py; done
+
+soak: setup
+	@$(BIN)/python tests/benchmarks/bench_soak.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
