@@ -120,6 +120,10 @@ class Daemon:
         self.report.reason = "signal"
         work.cancel()
         await asyncio.wait({work}, timeout=self.settings.daemon.stop_timeout_s / 2)
+        if not work.done():
+            log.warning("stopped in the middle of a step: the next start finishes it")
+        elif not work.cancelled() and (error := work.exception()) is not None:
+            log.error("failed while stopping; the next start recovers", error=str(error))
 
     def _serve_health(self) -> HealthServer | None:
         health = self.settings.health
