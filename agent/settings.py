@@ -122,7 +122,7 @@ class ExitSettings(Section):
     horizon_bars: int = Field(12, ge=1)
     """Bars over which the standard deviation is taken (square-root scaling)."""
     max_loss_fraction: float = Field(0.05, gt=0, le=1)
-    """Loss, as a fraction of equity, that is accepted where there is no stop."""
+    """Loss, as a fraction of the position's value, that is accepted where there is no stop."""
 
 
 class RiskSettings(Section):
@@ -206,7 +206,7 @@ class Settings(Section):
     """All settings of one daemon."""
 
     account_scope: str = Field("paper", min_length=1, max_length=64)
-    """Names the account in order ids: two daemons on one venue account need two scopes."""
+    """Names the account in order ids: one daemon trades on one venue account, whose positions it guards."""
     symbols: tuple[str, ...] = ()
     """Symbols to trade; empty with the exchange: all that it plays."""
     period: str = "5m"
