@@ -31,6 +31,7 @@ from agent.parts import Parts
 from agent.records import record_outcome, record_position, split_plan, write_exit
 from agent.risk import AccountRisk, SymbolRisk, breach, judge_entry
 from agent.settings import Settings
+from agent.splits import is_met, settle_met
 from agent.trading_state import ArmedExit, TradingState
 from brokers.account import split_quantity
 from brokers.costs import ReferenceBar, is_split, split_ratio
@@ -622,9 +623,9 @@ class Trader:
             if self.state.book.qty(symbol) != venue_qty:
                 self._split_book(connection, symbol, bar, ratio)
             armed = self.state.exits.get(symbol)
-            # a reconciliation within this bar may have met the split in the venue's positions already
-            met = "met" in marks and last_close is not None and datetime.fromisoformat(marks["met"]) > last_close
-            if armed is not None and not met and self._priced_at(connection, armed) <= bar.start:
+            if is_met(marks, last_close):
+                settle_met(connection, self.ledger, self.state, symbol, marks, ratio)
+            elif armed is not None and self._priced_at(connection, armed) <= bar.start:
                 write_exit(connection, self.ledger, self.state, replace(armed, plan=split_plan(armed.plan, ratio)))
             self.ledger.set_state(connection, f"split:{symbol}", {"bar": schema.iso(bar.start), "ratio": str(ratio)})
             record_position(connection, self.ledger, self.state, symbol, now)

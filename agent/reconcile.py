@@ -7,14 +7,12 @@ count, and every correction leaves an incident.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
 import structlog
 
-from agent.ledger.schema import iso
 from agent.ledger.store import Ledger, update_order
 from agent.metrics import Metrics
 from agent.records import (
@@ -25,12 +23,11 @@ from agent.records import (
     record_fills,
     record_orders,
     record_position,
-    split_plan,
     write_exit,
 )
+from agent.splits import meet_split
 from agent.trading_state import ArmedExit, KnownOrder, TradingState
 from brokers.account import Holding
-from brokers.costs import is_split
 from brokers.domain import ExitPlan, Fill, Order, OrderState, Position, Side, UnavailableError
 from brokers.protocol import Broker, Clock
 
@@ -38,9 +35,6 @@ log = structlog.get_logger("tandem.reconcile")
 
 LOOKS_MAX = 5
 """Most looks at a running venue for one in which no execution came between the questions."""
-_RATIO_QUANTUM = Decimal("0.000001")
-_SAME_COST = Decimal("0.0001")
-"""Largest relative difference of cost at which a changed quantity counts as a split."""
 SECOND_LOOK_S = 2.0
 """On a running venue, wall wait before a difference of positions is looked at again."""
 
@@ -136,7 +130,9 @@ class Reconciler:
             seen = await self._look()
             booked += self._write(seen.orders, seen.fills)
             differing = [symbol for symbol in self._differing(seen.positions) if symbol in differing]
-        differing = [symbol for symbol in differing if not self._met_split(symbol, seen.positions.get(symbol))]
+        now = self.clock.now()
+        split = [s for s in differing if meet_split(self.ledger, self.state, s, seen.positions.get(s), now)]
+        differing = [symbol for symbol in differing if symbol not in split]
         self._correct(seen.positions, differing)
         naked = self._protect_naked(seen.positions)
         foreign = tuple(
@@ -144,8 +140,15 @@ class Reconciler:
             for order in seen.open_orders
             if order.client_id not in self.state.orders and order.parent_client_id not in self.state.orders
         )
-        if differing or naked or foreign or booked:
-            log.info("reconciled", fills=len(booked), corrected=differing, naked=list(naked), foreign=len(foreign))
+        if differing or naked or foreign or booked or split:
+            log.info(
+                "reconciled",
+                fills=len(booked),
+                corrected=differing,
+                split=split,
+                naked=list(naked),
+                foreign=len(foreign),
+            )
         return Reconciliation(fills=len(booked), corrected=tuple(differing), foreign=foreign, naked=naked)
 
     async def _look(self) -> _Seen:
@@ -252,27 +255,6 @@ class Reconciler:
             for symbol in dict.fromkeys((*positions, *self.state.book.holdings))
             if self.state.book.qty(symbol) != (positions[symbol].qty if symbol in positions else Decimal(0))
         ]
-
-    def _met_split(self, symbol: str, theirs: Position | None) -> bool:
-        """Take over a split that the venue has applied and whose bar has not closed: same cost, other units."""
-        holding = self.state.book.holdings.get(symbol)
-        if holding is None or theirs is None or not holding.qty * theirs.qty > 0:
-            return False
-        ratio = (theirs.qty / holding.qty).quantize(_RATIO_QUANTUM)
-        if not is_split(float(ratio)) or abs(theirs.avg_cost * ratio / holding.avg_cost - 1) > _SAME_COST:
-            return False
-        now = self.clock.now()
-        holding.qty = theirs.qty
-        holding.avg_cost /= ratio
-        with self.ledger.transaction() as connection:
-            armed = self.state.exits.get(symbol)
-            if armed is not None:
-                scaled = dataclasses.replace(armed, plan=split_plan(armed.plan, ratio))
-                write_exit(connection, self.ledger, self.state, scaled)
-            self.ledger.set_state(connection, f"split:{symbol}", {"met": iso(now), "ratio": str(ratio)})
-            record_position(connection, self.ledger, self.state, symbol, now)
-        log.info("split met", symbol=symbol, ratio=str(ratio))
-        return True
 
     def _correct(self, positions: Mapping[str, Position], differing: Sequence[str]) -> None:
         """Let the venue's positions win over our own count."""

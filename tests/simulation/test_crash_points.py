@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -51,14 +50,14 @@ def _exits_armed_locally(folder: Path) -> Worlds:
     return Worlds(folder, chosen, {symbol: walk(symbol, BARS, 1) for symbol in "AB"})
 
 
-def _split_while_holding(folder: Path) -> Worlds:
+def _split_while_holding(folder: Path, ratio: float = 4.0) -> Worlds:
     chosen = settings(
         "symbols=[A]",
         "exits.stop_volatility=4",
         "exits.take_profit_volatility=4",
         "strategy.params={flip_probability: 0.1, seed: 3}",
     )
-    return Worlds(folder, chosen, {"A": walk("A", BARS, 1, split_at=SPLIT_BAR)})
+    return Worlds(folder, chosen, {"A": walk("A", BARS, 1, split_at=SPLIT_BAR, ratio=ratio)})
 
 
 SCENARIOS: Mapping[str, Callable[[Path], Worlds]] = {
@@ -147,10 +146,11 @@ def _fault(key: str, kinds: list[str], probability: float) -> Callable[[int], st
     return fault
 
 
-def test_a_split_while_holding_keeps_venue_exits_and_count_in_step(tmp_path: Path) -> None:
-    undisturbed = Scenario(_split_while_holding(tmp_path))
+@pytest.mark.parametrize("ratio", [4.0, 1.5, 1 / 3])
+def test_a_split_while_holding_keeps_venue_exits_and_count_in_step(ratio: float, tmp_path: Path) -> None:
+    undisturbed = Scenario(_split_while_holding(tmp_path, ratio))
     labels = undisturbed.tap.labels
-    assert Decimal(undisturbed.ledger["state"]["split:A"]["ratio"]) == 4
+    assert float(undisturbed.ledger["state"]["split:A"]["ratio"]) == pytest.approx(ratio)
     at_split = [n for n in range(len(labels)) if labels[n] == "after advance"][2 * (SPLIT_BAR - HISTORY_BARS)]
     for number in range(at_split - 2, at_split + 30, 4):
         found, _ = undisturbed.after(Tap(crash_at=frozenset([number])))
