@@ -299,10 +299,18 @@ class _Jobs:
             self._failed("cycle_failed", f"close {close.isoformat()} was not decided: {error}")
         else:
             self.daemon.closed(parts, report)
-            parts.history.compact(close)
+            self._store_bars(close)
         self._check_end()
         if not self.finished:
             self._plan_next(close)
+
+    def _store_bars(self, close: datetime) -> None:
+        """Move a session's bars to the bar store; a store that fails must not end who watches the exits."""
+        try:
+            self.parts.history.compact(close)
+        except (OSError, ValueError) as error:  # the store's own error is a ValueError
+            detail = f"bars up to {close.isoformat()} stay in the ledger until the next session's end: {error}"
+            self._failed("bars_not_stored", detail)
 
     def missed(self, name: str, scheduled: datetime) -> None:
         """Count a job that came too late to be run (the machine slept, say), and go on with the closes after it."""

@@ -244,3 +244,24 @@ def test_a_cooldown_outlasts_a_weekend(tmp_path: Path) -> None:
         return trader._bars_since_stop(monday)
 
     assert during(world, body) == {"A": 2}
+
+
+# ---- the bar store ----------------------------------------------------------------------------------------------
+
+
+def test_a_bar_store_that_cannot_be_written_is_told_and_the_daemon_goes_on(tmp_path: Path) -> None:
+    kept = tmp_path / "bars"
+    series = {symbol: walk(symbol, 24 * 12 + 20, 1) for symbol in "AB"}
+    world = Worlds(tmp_path, settings(f"daemon.bar_store={kept}", "daemon.reconcile_interval_s=90000"), series).new()
+    kept.write_text("a file, where a folder is due")
+
+    async def life() -> list[Any]:
+        async with world.parts(Tap()) as parts:
+            daemon = Daemon(world.settings)
+            trader, first = await daemon._recover(parts)
+            await daemon._live(parts, trader, first)
+            assert daemon.report.reason == "feed ended"
+            return rows(parts, schema.incidents)
+
+    incidents = asyncio.run(life())
+    assert [row.kind for row in incidents].count("bars_not_stored") == 1
