@@ -46,6 +46,10 @@ CANCEL_WAIT_S_MAX = 5.0
 """Longest wall wait for cancelled orders to become terminal before a close."""
 LOOKUP_PAUSES_S = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Waits between two look-ups of an unknown order; the last one repeats."""
+POSITION_LAG_S_MAX = 2.0
+"""Longest wall wait for a venue's positions to agree with its fills before a close takes the venue's word."""
+RATE_LIMIT_WAIT_S_MAX = 5.0
+"""Longest wall wait for a venue that limits the rate, whatever it asks for: exits wait behind it."""
 LOOKUPS_MAX = 10_000
 """Most look-ups of one order, whatever the clock says."""
 
@@ -153,6 +157,8 @@ class OrderDesk:
         if intent.valid_until is not None and self.clock.now() > intent.valid_until:
             return self._drop(intent, Reason.LATE, f"not sent by {intent.valid_until.isoformat()}")
         if intent.leg is Leg.ENTRY:
+            if (self.ledger.get_state("halt") or {}).get("halted"):  # since the decision, or since a kill after it
+                return self._drop(intent, Reason.HALTED, "entries were halted before it was sent")
             held_back = self._close_before(intent)
             if held_back is not None:
                 return held_back
@@ -190,7 +196,7 @@ class OrderDesk:
         except RateLimitedError as error:
             self._set_state(request.client_id, OrderState.NOT_PLACED, str(error))
             self.metrics.order("not_placed")
-            await self.pause(error.retry_after_s)
+            await self.pause(min(error.retry_after_s, RATE_LIMIT_WAIT_S_MAX))
             return None
         except RejectedError as error:
             return self._rejected(intent, request.client_id, error)
@@ -319,17 +325,30 @@ class OrderDesk:
                     return self._postpone(intent, Reason.ORDER_WORKING, "orders of the symbol did not cancel in time")
                 await self.pause(0.1)
                 await self.reconciler.sync()
-            positions = await self.broker.positions()
+            held = await self._held(intent)
         except RejectedError as error:
             return self._drop(intent, Reason.REJECTED, str(error))
         except (UnavailableError, RateLimitedError) as error:
             return self._postpone(intent, Reason.NO_ANSWER, f"the position could not be freed: {error}")
-        position = positions.get(intent.symbol)
-        # all that is held, to the last digit: rounded to the step, a split or a fee would leave a remainder for ever
-        held = Decimal(0) if position is None else -intent.side.sign * position.qty
         if held <= 0:
             return self._finish(intent, Reason.TARGET_HELD, note="nothing was left to close")
         return held
+
+    async def _held(self, intent: Intent) -> Decimal:
+        """Return what the venue holds against the intent's side, to the last digit: a rest would stay for ever.
+
+        A running venue's positions lag behind its fills: where they differ from our own count they are asked again.
+        """
+        began = time.monotonic()
+        while True:
+            positions = await self.broker.positions()
+            position = positions.get(intent.symbol)
+            qty = Decimal(0) if position is None else position.qty
+            agreed = self.clock.stepped or qty == self.state.book.qty(intent.symbol)
+            if agreed or time.monotonic() - began > POSITION_LAG_S_MAX:
+                return -intent.side.sign * qty
+            await self.pause(0.5)
+            await self.reconciler.sync()
 
     async def _cancel(self, client_id: str) -> None:
         """Ask for a cancellation until the venue has heard it: cancelling twice is harmless.

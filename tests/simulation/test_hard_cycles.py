@@ -227,6 +227,40 @@ def test_a_resume_during_the_start_of_the_daemon_ends_pauses_too(tmp_path: Path)
     assert asyncio.run(life()) == {}
 
 
+def test_an_entry_that_was_decided_before_a_halt_is_not_sent_after_it(tmp_path: Path) -> None:
+    world = world_of(tmp_path, "strategy.params={flip_probability: 1.0, seed: 3}")
+
+    async def life() -> tuple[int, list[Any]]:
+        async with world.parts(Tap()) as parts:
+            trader, close = await Daemon(world.settings)._recover(parts)
+            sent, carry_out = 0, trader._carry_out
+
+            async def die(intents: list[Any]) -> Any:
+                nonlocal sent
+                sent = len(intents)
+                if intents:
+                    raise KeyboardInterrupt
+                return await carry_out(intents)
+
+            trader._carry_out = die  # type: ignore[method-assign]  # the process is killed between commit and wire
+            try:
+                while True:
+                    while parts.clock.now() < close:
+                        await parts.clock.advance(close)
+                    await trader.on_close(close)
+                    close += PERIOD
+            except KeyboardInterrupt:
+                assert sent
+        async with world.parts(Tap()) as parts:
+            control.halt(parts.ledger, "something is wrong", parts.clock.now())
+            await Daemon(world.settings)._recover(parts)
+            return sent, rows(parts, schema.orders)
+
+    planned, orders = asyncio.run(life())
+    assert planned > 0
+    assert orders == []
+
+
 # ---- the gate ---------------------------------------------------------------------------------------------------
 
 
