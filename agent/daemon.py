@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ LOOP_SILENCE_S_MAX = 10.0
 """A loop that has not beaten for so long is stuck."""
 FILL_LOOK_S = 1.0
 """On a running venue, venue seconds between two looks while an entry or a close may fill."""
+CYCLES_TIMED_MAX = 1_000
+"""Newest cycles whose median time the report gives."""
 STEP_SILENCE_S_MAX = 120.0
 """On a stepped venue, longest wall time between two cycles."""
 
@@ -78,7 +81,7 @@ class Daemon:
         self.notifier = Notifier()
         self.report = DaemonReport()
         self._began = time.monotonic()
-        self._cycle_s: list[float] = []
+        self._cycle_s: deque[float] = deque(maxlen=CYCLES_TIMED_MAX)
 
     async def run(self) -> DaemonReport:
         """Run until the feed ends, `daemon.max_bars` is reached, or a signal.
@@ -165,6 +168,8 @@ class Daemon:
                 raise
             finally:
                 heartbeat.cancel()
+                if self._cycle_s:
+                    self.report.cycle_s_median = sorted(self._cycle_s)[len(self._cycle_s) // 2]
                 end_run(ledger, parts.run_id, reason)
 
     async def _recover(self, parts: Parts) -> tuple[Trader, datetime]:
@@ -247,9 +252,6 @@ class Daemon:
         self.report.intents += report.intents
         self.report.equity_end_usd = Decimal(repr(self.metrics.equity_usd._value.get()))  # noqa: SLF001 - the client has no public getter
         self._cycle_s.append(report.seconds)
-        if len(self._cycle_s) > 10_000:
-            del self._cycle_s[:5_000]
-        self.report.cycle_s_median = sorted(self._cycle_s)[len(self._cycle_s) // 2]
         self.probes.beat("cycle")
         self.probes.beat("ledger")
         self.readiness.set_halted(report.halted)

@@ -52,7 +52,8 @@ _DUPLICATE_NATIVE = "duplicate_client_id"
 _ORDERS_PER_PAGE = 500
 _FILLS_PER_PAGE = 100
 _ASSETS_ONE_BY_ONE = 25
-_REMEMBERED_MAX = 20_000
+_REMEMBERED_MAX = 4_000
+"""Orders and legs whose family is remembered: those of a thousand symbols; others are asked for."""
 _MICROSECOND = timedelta(microseconds=1)
 _DEFINITE = frozenset({400, 403, 404, 422})
 
