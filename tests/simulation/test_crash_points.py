@@ -146,6 +146,7 @@ def _fault(key: str, kinds: list[str], probability: float) -> Callable[[int], st
     return fault
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", [4.0, 1.5, 1 / 3])
 def test_a_split_while_holding_keeps_venue_exits_and_count_in_step(ratio: float, tmp_path: Path) -> None:
     undisturbed = Scenario(_split_while_holding(tmp_path, ratio))

@@ -14,11 +14,13 @@ from kill_kit import SUBMIT_DELAY_S, Kills, Market, Outcome, killed_run, outcome
 SEED = 20230310
 Scale = Callable[[int, int], int]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def market(market_data: Path, scale: Scale) -> Market:
     bars = market_data / "binance_eth_btc_usdt_5m.parquet"
-    return Market(bars, datetime(2023, 3, 10, tzinfo=UTC), closes=scale(480, 48))
+    return Market(bars, datetime(2023, 3, 10, tzinfo=UTC), closes=scale(480, 40))
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +40,11 @@ def test_the_scenario_has_entries_closes_stops_take_profits_and_partial_fills(un
     assert uninterrupted.ledger["incidents"] == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("who", ["daemon", "exchange", "both"])
 def test_a_run_with_kills_ends_as_one_without(
     who: str, market: Market, uninterrupted: Outcome, scale: Scale, tmp_path: Path
 ) -> None:
-    kills = scale(50, 6)
+    kills = scale(50, 6 if who == "daemon" else 4)
     in_submit_window = scale(10, 1)
     with stage(tmp_path / "stage", market, SUBMIT_DELAY_S) as played:
         report = killed_run(played, SEED, kills, who=who)
