@@ -26,6 +26,7 @@ from agent.settings import Settings
 from agent.trading_state import TradingState
 from brokers.calendar import TradingCalendar, calendar
 from brokers.domain import ExitPlan, Instrument, Side
+from brokers.files import atomic_write
 from brokers.protocol import Broker, Clock, MarketData
 from strategies.decision import ExitConfig
 from strategies.features import IncrementalFeatures
@@ -125,6 +126,38 @@ def check_bar_store(settings: Settings) -> None:
             f"the bar store {folder} cannot be written ({there} is no folder that this user may write in): "
             "correct daemon.bar_store, or set it to null to keep no bars"
         )
+    _claim_bar_store(folder, _bars_source(settings))
+
+
+def _bars_source(settings: Settings) -> str:
+    """Say where bars come from: those of one market must not warm the features of another."""
+    if settings.venue.kind == "alpaca":
+        return f"alpaca, feed {settings.strategy.data_feed}"
+    if settings.venue.url is not None:
+        return f"exchange, feed {settings.strategy.data_feed}"
+    exchange = settings.exchange
+    if exchange.bars is not None:
+        return f"exchange, {exchange.bars.name}"
+    return f"exchange, synthetic market of seed {exchange.synthetic.seed}"
+
+
+def _claim_bar_store(folder: Path, source: str) -> None:
+    """Write into a new store whose bars it holds; refuse one that holds another market's.
+
+    Raises:
+        StartError: Naming both sources and the remedy.
+    """
+    note = folder / "source.txt"
+    if note.exists():
+        held = note.read_text(encoding="utf-8").strip()
+        if held != source:
+            raise StartError(
+                f"the bar store {folder} holds bars of {held!r}, the settings say {source!r}: give this market a "
+                "daemon.bar_store of its own"
+            )
+        return
+    with atomic_write(note) as file:
+        file.write(f"{source}\n".encode())
 
 
 async def wire(
