@@ -36,6 +36,10 @@ from strategies.strategy import Strategy
 log = structlog.get_logger("tandem.app")
 
 
+SOURCE_FILE = "source.txt"
+"""In a bar store: whose bars it holds."""
+
+
 class StartError(Exception):
     """The daemon or replay cannot be built; the message says what to do."""
 
@@ -126,7 +130,24 @@ def check_bar_store(settings: Settings) -> None:
             f"the bar store {folder} cannot be written ({there} is no folder that this user may write in): "
             "correct daemon.bar_store, or set it to null to keep no bars"
         )
-    _claim_bar_store(folder, _bars_source(settings))
+    _refuse_foreign_bars(folder, _bars_source(settings))
+
+
+def claim_bar_store(settings: Settings) -> None:
+    """Note in a new bar store whose bars it holds, once the daemon is about to keep some.
+
+    Raises:
+        StartError: It holds another market's.
+        OSError: The folder cannot be written.
+    """
+    folder = settings.daemon.bar_store
+    if folder is None:
+        return
+    source = _bars_source(settings)
+    _refuse_foreign_bars(folder, source)
+    if not (folder / SOURCE_FILE).exists():
+        with atomic_write(folder / SOURCE_FILE) as file:
+            file.write(f"{source}\n".encode())
 
 
 def _bars_source(settings: Settings) -> str:
@@ -141,23 +162,14 @@ def _bars_source(settings: Settings) -> str:
     return f"exchange, synthetic market of seed {exchange.synthetic.seed}"
 
 
-def _claim_bar_store(folder: Path, source: str) -> None:
-    """Write into a new store whose bars it holds; refuse one that holds another market's.
-
-    Raises:
-        StartError: Naming both sources and the remedy.
-    """
-    note = folder / "source.txt"
-    if note.exists():
-        held = note.read_text(encoding="utf-8").strip()
-        if held != source:
-            raise StartError(
-                f"the bar store {folder} holds bars of {held!r}, the settings say {source!r}: give this market a "
-                "daemon.bar_store of its own"
-            )
-        return
-    with atomic_write(note) as file:
-        file.write(f"{source}\n".encode())
+def _refuse_foreign_bars(folder: Path, source: str) -> None:
+    note = folder / SOURCE_FILE
+    held = note.read_text(encoding="utf-8").strip() if note.exists() else source
+    if held != source:
+        raise StartError(
+            f"the bar store {folder} holds bars of {held!r}, the settings say {source!r}: give this market a "
+            "daemon.bar_store of its own"
+        )
 
 
 async def wire(

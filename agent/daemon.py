@@ -19,7 +19,7 @@ from decimal import Decimal
 
 import structlog
 
-from agent.app import StartError, Venue, check_bar_store, end_run, make_calendar, make_strategy, wire
+from agent.app import StartError, Venue, check_bar_store, claim_bar_store, end_run, make_calendar, make_strategy, wire
 from agent.cycle import CycleReport, Trader
 from agent.health import HealthServer, Probes, Readiness
 from agent.ledger.store import Ledger, open_ledger
@@ -157,6 +157,7 @@ class Daemon:
             heartbeat = asyncio.create_task(self._heartbeat())
             reason = "failed"
             try:
+                claim_bar_store(settings)
                 trader, first = await self._recover(parts)
                 await self._live(parts, trader, first)
                 reason = self.report.reason

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from agent import history as history_module
-from agent.app import StartError, check_bar_store
+from agent.app import StartError, check_bar_store, claim_bar_store
 from agent.history import KEEP_IN_LEDGER, History, bar_of
 from agent.ledger import schema
 from agent.ledger.store import Ledger, open_ledger
@@ -192,7 +192,8 @@ def test_the_ledger_keeps_two_days_of_stored_bars(ledger: Ledger, tmp_path: Path
 def test_a_bar_store_of_another_market_is_refused(tmp_path: Path) -> None:
     first = load(None, [f"daemon.bar_store={tmp_path / 'bars'}", "exchange.synthetic.seed=1"])
     check_bar_store(first)
+    claim_bar_store(first)
     check_bar_store(first)
     other = load(None, [f"daemon.bar_store={tmp_path / 'bars'}", "exchange.synthetic.seed=2"])
-    with pytest.raises(StartError, match="holds bars of 'exchange, synthetic market of seed 1'.*of its own"):
+    with pytest.raises(StartError, match=r"holds bars of 'exchange, synthetic market of seed 1'.*of its own"):
         check_bar_store(other)

@@ -432,7 +432,7 @@ def test_books_that_another_exchange_uses(home: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        pytest.param(RUN, ("var is no folder that this user may write in", "daemon.bar_store"), id="run"),
+        pytest.param(RUN, ("is no folder that this user may write in", "daemon.bar_store"), id="run"),
         pytest.param(("halt", "reason"), (LEDGER, "writable for this user"), id="halt"),
         pytest.param(
             (*RUN, "--set", "daemon.bar_store=null"),
