@@ -6,6 +6,8 @@ the bar store as a whole, and the ledger keeps only what came since.
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -35,6 +37,8 @@ KEEP_IN_LEDGER = timedelta(days=2)
 SERIES_COLUMNS = ("start_ns", "close_ns", "open_ns", "open", "high", "low", "close", "volume", "adj_factor")
 BARS_AT_ONCE = 10_000
 """Bars of history in memory as objects at a time: a page of Alpaca's answers."""
+ASKED_AHEAD = 2
+"""Questions for history that are with the venue at a time."""
 STORED_AT_ONCE = 50_000
 """Bars that are written to the bar store at a time: each write makes the store's tail anew."""
 
@@ -86,21 +90,37 @@ class History:
         stored = self._stored(self.symbols)
         newest: dict[str, Bar] = {}
         count = 0
-        for symbols in _groups(self.symbols, max(1, BARS_AT_ONCE // self.features.spec.memory_bars)):
-            seen = self._seen(symbols, until)
-            known = {symbol: self._joined(symbol, stored.get(symbol), seen[symbol], until) for symbol in symbols}
-            count += sum(map(len, known.values()))
-            start = self._missing_from(known, until)
-            fetched = await self.data.bars(symbols, self.period, start, until) if start < until else {}
-            for symbol in symbols:
-                bars = _merged(seen[symbol], fetched.get(symbol, ()))
-                series = self._joined(symbol, stored.get(symbol), bars, until)
-                if len(series):
-                    self.features.warm(series)
-                    last = series.bar(len(series) - 1)
-                    newest[symbol] = next((bar for bar in reversed(bars) if bar.start == last.start), last)
+        groups = deque(_groups(self.symbols, max(1, BARS_AT_ONCE // self.features.spec.memory_bars)))
+        asked: deque[asyncio.Task[tuple[int, dict[str, list[Bar]]]]] = deque()
+        try:
+            while groups or asked:
+                while groups and len(asked) < ASKED_AHEAD:  # the venue works while an answer is converted here
+                    asked.append(asyncio.create_task(self._later(groups.popleft(), stored, until)))
+                known, later = await asked.popleft()
+                count += known
+                for symbol, bars in later.items():
+                    series = self._joined(symbol, stored.get(symbol), bars, until)
+                    if len(series):
+                        self.features.warm(series)
+                        last = series.bar(len(series) - 1)
+                        newest[symbol] = next((bar for bar in reversed(bars) if bar.start == last.start), last)
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
         log.info("history", symbols=len(self.symbols), known=count, warm=len(newest))
         return newest
+
+    async def _later(
+        self, symbols: Sequence[str], stored: Mapping[str, BarSeries], until: datetime
+    ) -> tuple[int, dict[str, list[Bar]]]:
+        """Return how many bars were known, and by symbol what ledger and venue have beyond the stored ones."""
+        seen = self._seen(symbols, until)
+        known = {symbol: self._joined(symbol, stored.get(symbol), seen[symbol], until) for symbol in symbols}
+        start = self._missing_from(known, until)
+        fetched = await self.data.bars(symbols, self.period, start, until) if start < until else {}
+        later = {symbol: _merged(seen[symbol], fetched.get(symbol, ())) for symbol in symbols}
+        return sum(map(len, known.values())), later
 
     async def warm(self, symbol: str, until: datetime) -> None:
         """Fill one symbol's features again, after its newest bar was revised."""
