@@ -39,6 +39,8 @@ HEARTBEAT_S = 1.0
 """Wall seconds between two beats of the loop; also how often the watchdog is told."""
 LOOP_SILENCE_S_MAX = 10.0
 """A loop that has not beaten for so long is stuck."""
+STOP_SHARE = 0.4
+"""Of `daemon.stop_timeout_s`: how long a step may take to end after a signal, and then to be cut short."""
 FILL_LOOK_S = 1.0
 """On a running venue, venue seconds between two looks while an entry or a close may fill."""
 CYCLES_TIMED_MAX = 1_000
@@ -81,6 +83,8 @@ class Daemon:
         self.notifier = Notifier()
         self.report = DaemonReport()
         self._began = time.monotonic()
+        self._between_steps = asyncio.Event()
+        self._between_steps.set()
         self._cycle_s: deque[float] = deque(maxlen=CYCLES_TIMED_MAX)
 
     async def run(self) -> DaemonReport:
@@ -121,8 +125,13 @@ class Daemon:
         self.readiness.set_not_ready("stopping")
         self.notifier.stopping()
         self.report.reason = "signal"
+        # a step that has begun is finished if that is quick: cut short between the cancellation of a position's
+        # exits and its close, it would leave the position bare until the next start
+        step_s = STOP_SHARE * self.settings.daemon.stop_timeout_s
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._between_steps.wait(), step_s)
         work.cancel()
-        await asyncio.wait({work}, timeout=self.settings.daemon.stop_timeout_s / 2)
+        await asyncio.wait({work}, timeout=step_s)
         if not work.done():
             log.warning("stopped in the middle of a step: the next start finishes it")
         elif not work.cancelled() and (error := work.exception()) is not None:
@@ -183,7 +192,9 @@ class Daemon:
         before = parts.calendar.previous_close(first - timedelta(microseconds=1), parts.settings.bar_period)
         parts.newest_bars = await parts.history.warm_all(before)
         trader = Trader(parts)
+        self._between_steps.clear()
         await trader.resume()
+        self._between_steps.set()
         account = await parts.broker.account()
         self.report.equity_start_usd = self.report.equity_end_usd = account.equity
         self.report.ready_s = time.monotonic() - self._began
@@ -213,10 +224,12 @@ class Daemon:
                 if wakeup is None:
                     raise StartError("the schedule is empty: no bar close lies ahead in the calendar")
                 await parts.clock.advance(wakeup)
+                self._between_steps.clear()
                 self.probes.beat("loop")
                 if parts.clock.stepped and _orders_changed(parts):
                     await parts.reconciler.sync()
                 await scheduler.run_due()
+                self._between_steps.set()
         finally:
             scheduler.shutdown(wait=False)
         self.report.reason = jobs.finished
