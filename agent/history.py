@@ -19,7 +19,7 @@ from sqlalchemy import delete, func, select
 
 from agent.ledger import schema
 from agent.ledger.store import Ledger
-from brokers.calendar import TradingCalendar
+from brokers.calendar import TradingCalendar, period_to_ns
 from brokers.domain import Bar
 from brokers.protocol import Clock, MarketData
 from brokers.series import BarSeries, from_ns, to_ns
@@ -37,6 +37,8 @@ KEEP_IN_LEDGER = timedelta(days=2)
 SERIES_COLUMNS = ("start_ns", "close_ns", "open_ns", "open", "high", "low", "close", "volume", "adj_factor")
 BARS_AT_ONCE = 10_000
 """Bars of history in memory as objects at a time: a page of Alpaca's answers."""
+BARS_ASKED_FACTOR = 1.1
+"""How much more history is asked for where trading pauses: a symbol may have bars in which nobody traded."""
 ASKED_AHEAD = 2
 """Questions for history that are with the venue at a time."""
 STORED_AT_ONCE = 50_000
@@ -90,7 +92,8 @@ class History:
         stored = self._stored(self.symbols)
         newest: dict[str, Bar] = {}
         count = 0
-        groups = deque(_groups(self.symbols, max(1, BARS_AT_ONCE // self.features.spec.memory_bars)))
+        asked_bars = round((self.features.spec.memory_bars + 2) * BARS_ASKED_FACTOR)
+        groups = deque(_groups(self.symbols, max(1, BARS_AT_ONCE // asked_bars)))
         asked: deque[asyncio.Task[tuple[int, dict[str, list[Bar]]]]] = deque()
         try:
             while groups or asked:
@@ -167,8 +170,8 @@ class History:
 
     def _stored(self, symbols: Sequence[str]) -> dict[str, BarSeries]:
         """Return the end of what the bar store holds."""
-        if self.store_root is None or not self.store_root.exists():
-            return {}
+        if self.store_root is None or not self._store().symbols(self.period):
+            return {}  # asked first: reading loads Polars, 39 MB
         return self._store().read_many(symbols, self.period, self.features.spec.memory_bars + 1)
 
     def _seen(self, symbols: Sequence[str], until: datetime) -> dict[str, list[Bar]]:
@@ -210,8 +213,13 @@ class History:
 
     def _lookback(self, until: datetime) -> datetime:
         """Return a time before which no bar of the memory can start: sessions close at nights and weekends."""
-        factor = 1.0 if self.calendar.id == "24/7" else 1.6 if self.period >= timedelta(days=1) else 7.0
-        return until - self.period * (self.features.spec.memory_bars + 2) * factor
+        wanted = self.features.spec.memory_bars + 2
+        if self.calendar.id == "24/7":
+            return until - self.period * wanted
+        wanted = round(wanted * BARS_ASKED_FACTOR)
+        begin = until - self.period * wanted * (1.6 if self.period >= timedelta(days=1) else 7.0)
+        start_ns, _, _ = self.calendar.grid_ns(to_ns(begin), to_ns(until), period_to_ns(self.period))
+        return begin if len(start_ns) < wanted else from_ns(start_ns[-wanted])
 
 
 def _groups(symbols: Sequence[str], size: int) -> Iterator[Sequence[str]]:

@@ -122,7 +122,7 @@ def test_a_cold_start_fills_the_features_from_the_venue_alone(ledger: Ledger) ->
 
 
 def test_symbols_are_asked_for_a_few_at_a_time(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history_module, "BARS_AT_ONCE", 2 * SPEC.memory_bars)
+    monkeypatch.setattr(history_module, "BARS_AT_ONCE", round(2 * 1.1 * (SPEC.memory_bars + 2)))
     data = Recorded({s: [bar(s, n) for n in range(60)] for s in SYMBOLS})
     asyncio.run(make(ledger, data, None).warm_all(BEGIN + 50 * PERIOD))
     assert [symbols for symbols, _ in data.asked] == [("AAA", "BBB"), ("CCC",)]
