@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import structlog
-from sqlalchemy import delete, func, select
+from sqlalchemy import Select, delete, func, select
 
 from agent.ledger import schema
 from agent.ledger.store import Ledger
@@ -147,19 +147,24 @@ class History:
         if mark is not None:
             # the bar of the last time again: it may have been revised since
             question = question.where(seen.close_time >= datetime.fromisoformat(mark["until"]))
-        counted = self.ledger.first(question.with_only_columns(func.count()))
-        waiting = 0 if counted is None else int(counted[0])
-        stored = 0
-        for symbols in _groups(self.symbols, max(1, STORED_AT_ONCE * len(self.symbols) // max(waiting, 1))):
-            rows = self.ledger.rows(question.where(seen.symbol.in_(symbols)))
-            bars = [bar_of(dict(row._mapping)) for row in rows]  # noqa: SLF001 - SQLAlchemy's public name
-            if bars:
-                self._store().write_session(bars, period=self.period, calendar=self.calendar)
-            stored += len(bars)
+        stored = self._store_all(question)
         with self.ledger.transaction() as connection:
             self.ledger.set_state(connection, "bars_stored", {"until": schema.iso(close)})
             connection.execute(delete(schema.bars_seen).where(seen.close_time <= close - KEEP_IN_LEDGER))
         log.info("bars stored", bars=stored)
+
+    def _store_all(self, question: Select[Any]) -> int:
+        """Write the bars that a question finds to the store, as many at a time as memory allows; returns how many."""
+        counted = self.ledger.first(question.with_only_columns(func.count()))
+        waiting = 0 if counted is None else int(counted[0])
+        stored = 0
+        for symbols in _groups(self.symbols, max(1, STORED_AT_ONCE * len(self.symbols) // max(waiting, 1))):
+            rows = self.ledger.rows(question.where(schema.bars_seen.c.symbol.in_(symbols)))
+            bars = [bar_of(dict(row._mapping)) for row in rows]  # noqa: SLF001 - SQLAlchemy's public name
+            if bars:
+                self._store().write_session(bars, period=self.period, calendar=self.calendar)
+            stored += len(bars)
+        return stored
 
     def _store(self) -> BarStore:
         from brokers.bar_store import BarStore  # noqa: PLC0415 - Polars is loaded only where bars are kept
