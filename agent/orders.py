@@ -1,8 +1,8 @@
 """Intents, and ids that come from decisions.
 
-An intent is what a decision wants done; an order is one wire attempt at it. The intent's id is a hash of
-(account scope, symbol, bar close, side, leg), and the client order id adds the attempt: the same decision
-twice is the same order.
+An intent is what a decision wants done; an order is one wire attempt at it. The intent's id is a tag of the
+account scope and a hash of (account scope, symbol, bar close, side, leg); the client order id adds the attempt:
+the same decision twice is the same order, and an order of another scope on the account is seen to be a stranger's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from agent.ledger.schema import iso
 from brokers.domain import ExitPlan, Leg, OrderRequest, OrderType, Side, TimeInForce
 
 ID_PREFIX = "tdm-"
-"""Every client order id of ours begins so: foreign orders are never touched."""
+"""Every client order id of this program begins so, of whatever account scope; see `scope_prefix` for our own."""
 
 
 @unique
@@ -66,11 +66,15 @@ class Intent:
     state: IntentState = IntentState.PLANNED
 
 
+def scope_prefix(scope: str) -> str:
+    """Return how every client order id of an account scope begins: foreign orders are never touched."""
+    return f"{ID_PREFIX}{_hash(scope)[:6]}-"
+
+
 def intent_id(scope: str, symbol: str, close_time: datetime, side: Side, leg: Leg) -> str:
-    """Return the id of a decision's intent: 26 base-32 characters (130 bits) of a SHA-256, with our prefix."""
+    """Return the id of a decision's intent: the scope's prefix and 24 base-32 characters (120 bits) of a SHA-256."""
     text = "\x1f".join((scope, symbol, iso(close_time), side.value, leg.value))
-    digest = base64.b32encode(hashlib.sha256(text.encode()).digest()).decode().lower()
-    return ID_PREFIX + digest[:26]
+    return scope_prefix(scope) + _hash(text)[:24]
 
 
 def client_order_id(intent: str, attempt: int) -> str:
@@ -92,3 +96,7 @@ def request_of(intent: Intent, client_id: str, qty: Decimal, *, at_venue: bool) 
         stop_loss=exits.stop if exits is not None else None,
         leg=intent.leg,
     )
+
+
+def _hash(text: str) -> str:
+    return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode().lower()

@@ -140,6 +140,7 @@ class Reconciler:
             for order in seen.open_orders
             if order.client_id not in self.state.orders and order.parent_client_id not in self.state.orders
         )
+        self._tell_foreign(foreign)
         if differing or naked or foreign or booked or split:
             log.info(
                 "reconciled",
@@ -150,6 +151,20 @@ class Reconciler:
                 foreign=len(foreign),
             )
         return Reconciliation(fills=len(booked), corrected=tuple(differing), foreign=foreign, naked=naked)
+
+    def _tell_foreign(self, foreign: Sequence[str]) -> None:
+        """Leave one incident for each open order on the account that is not ours, however often it is met."""
+        known = set((self.ledger.get_state("foreign_orders") or {}).get("open", ()))
+        if known == set(foreign):
+            return
+        now = self.clock.now()
+        with self.ledger.transaction() as connection:
+            for client_id in foreign:
+                if client_id not in known:
+                    detail = f"order {client_id} is not of this ledger's account_scope: it is left alone"
+                    self.ledger.incident(connection, now, "foreign_order", detail)
+                    self.metrics.incident("foreign_order")
+            self.ledger.set_state(connection, "foreign_orders", {"open": sorted(foreign)})
 
     async def _look(self) -> _Seen:
         """Read orders, fills and positions of one instant: again, where a fill came between the questions.

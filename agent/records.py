@@ -15,8 +15,8 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, select, update
 
 from agent.ledger import schema
-from agent.ledger.store import Ledger
-from agent.orders import ID_PREFIX, Intent
+from agent.ledger.store import Ledger, LedgerError
+from agent.orders import Intent, scope_prefix
 from agent.trading_state import ArmedExit, KnownOrder, TradingState, intent_of, known_order
 from brokers.domain import ExitPlan, Fill, Leg, Order, OrderState
 from strategies.strategy import Reason
@@ -52,7 +52,7 @@ def record_orders(
     for order in flattened(venue_orders):
         known = state.orders.get(order.client_id) or _stored(connection, order.client_id)
         if known is None:
-            known = _adopted(connection, state, order)
+            known = _adopted(connection, ledger, state, order)
         if known is None:
             foreign.append(order.client_id)
             continue
@@ -251,12 +251,13 @@ def _stored(connection: Connection, client_id: str) -> KnownOrder | None:
     return None if row is None else known_order(row)
 
 
-def _adopted(connection: Connection, state: TradingState, order: Order) -> KnownOrder | None:
+def _adopted(connection: Connection, ledger: Ledger, state: TradingState, order: Order) -> KnownOrder | None:
+    """Take over an order of this ledger's account scope that is not in it (a leg, or the ledger is new); else None."""
     parent_id = order.parent_client_id
     parent = None
     if parent_id is not None:
         parent = state.orders.get(parent_id) or _stored(connection, parent_id)
-    if parent is None and not order.client_id.startswith(ID_PREFIX):
+    if parent is None and not order.client_id.startswith(_own_prefix(ledger)):
         return None
     leg = order.leg
     intent_id, attempt = "", 0
@@ -280,6 +281,13 @@ def _adopted(connection: Connection, state: TradingState, order: Order) -> Known
         stop_price=order.stop_price,
         limit_price=order.limit_price,
     )
+
+
+def _own_prefix(ledger: Ledger) -> str:
+    scope = ledger.get_state("account_scope")
+    if scope is None:
+        raise LedgerError("the ledger names no account_scope: no order can be told to be its own; start the daemon")
+    return scope_prefix(scope["name"])
 
 
 def _row(known: KnownOrder, order: Order) -> dict[str, Any]:

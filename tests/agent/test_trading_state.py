@@ -14,7 +14,7 @@ from tandem_cli import replayed
 from agent.control import resume
 from agent.ledger import schema
 from agent.ledger.store import Ledger, open_ledger
-from agent.orders import Intent, IntentState, client_order_id, intent_id
+from agent.orders import Intent, IntentState, client_order_id, intent_id, scope_prefix
 from agent.records import arm_exits, write_exit
 from agent.trading_state import ArmedExit, TradingState
 from brokers.account import Holding
@@ -276,6 +276,13 @@ def test_the_same_decision_is_the_same_order_and_any_other_is_not() -> None:
     attempts = {client_order_id(each, attempt) for each in ids for attempt in (1, 2, 3)}
     assert len(attempts) == 18
     assert all(len(each) <= 48 and each.startswith("tdm-") for each in attempts)
+
+
+def test_ids_of_one_account_scope_begin_alike_and_unlike_those_of_another() -> None:
+    ours = [intent_id("paper", symbol, AT, Side.BUY, Leg.ENTRY) for symbol in ("SPY", "AAPL")]
+    theirs = intent_id("other", "SPY", AT, Side.BUY, Leg.ENTRY)
+    assert all(each.startswith(scope_prefix("paper")) for each in ours)
+    assert not theirs.startswith(scope_prefix("paper"))
 
 
 def test_intents_cannot_be_changed() -> None:

@@ -16,11 +16,12 @@ from running_kit import RunningClock
 from sqlalchemy import select
 
 from agent.ledger import schema
+from agent.orders import client_order_id, intent_id
 from agent.parts import Parts
 from agent.reconcile import Reconciliation
 from agent.records import record_position
 from brokers.account import Holding
-from brokers.domain import Fill, OrderRequest, Position, Side, UnavailableError
+from brokers.domain import Fill, Leg, OrderRequest, Position, Side, UnavailableError
 
 T = TypeVar("T")
 
@@ -100,6 +101,32 @@ def test_an_order_of_somebody_else_is_reported_and_left_alone(worlds: Worlds) ->
     assert rows(world, schema.orders) == []
 
 
+def test_an_order_of_another_scope_of_this_program_is_told_once_and_left_alone(worlds: Worlds) -> None:
+    world = worlds.new()
+    other = worlds.new()
+    other.settings = world.settings.model_copy(update={"account_scope": "other"})
+    other.engine = world.engine
+    world.engine.advance(world.engine.now, world.engine.now + timedelta(seconds=1))
+    close = world.engine.now - timedelta(seconds=1)
+    client_id = client_order_id(intent_id("other", "A", close, Side.BUY, Leg.ENTRY), 1)
+    exits = {"stop_loss": Decimal(50), "take_profit": Decimal(200)}
+    world.engine.submit(OrderRequest(client_id=client_id, symbol="A", side=Side.BUY, qty=Decimal(5), **exits))
+    assert set(reconciled(world).foreign) == {client_id, f"{client_id}.stop", f"{client_id}.tp"}
+    reconciled(world)
+    assert rows(world, schema.orders) == []
+    assert [row.kind for row in rows(world, schema.incidents)] == ["foreign_order"] * 3
+    assert reconciled(other).foreign == ()
+    assert {row.client_id for row in rows(other, schema.orders)} == {client_id, f"{client_id}.stop", f"{client_id}.tp"}
+
+
+def test_an_open_order_of_somebody_else_is_no_news_after_a_restart(worlds: Worlds) -> None:
+    world = worlds.new()
+    foreign_order(world)
+    for _ in range(3):
+        reconciled(world)
+    assert [row.kind for row in rows(world, schema.incidents)] == ["foreign_order"]
+
+
 def test_a_position_that_we_did_not_count_is_taken_over_told_and_protected(worlds: Worlds) -> None:
     world = worlds.new()
     foreign_order(world)
@@ -107,14 +134,14 @@ def test_a_position_that_we_did_not_count_is_taken_over_told_and_protected(world
     found = reconciled(world)
     assert (found.corrected, found.naked) == (("A",), ("A",))
     kinds = [row.kind for row in rows(world, schema.incidents)]
-    assert kinds == ["foreign_fill", "position_drift", "unprotected"]
+    assert kinds == ["foreign_fill", "position_drift", "unprotected", "foreign_order"]
     [position], [armed] = rows(world, schema.positions), rows(world, schema.exits)
     assert position.qty == world.engine.positions()["A"].qty > 0
     assert (armed.side, armed.mode) == ("sell", "local")
     assert armed.stop is not None
     again = reconciled(world)
     assert (again.fills, again.corrected, again.naked) == (0, (), ())
-    assert len(rows(world, schema.incidents)) == 3
+    assert len(rows(world, schema.incidents)) == 4
 
 
 def test_a_position_that_the_venue_does_not_have_goes_with_its_exits(worlds: Worlds) -> None:
