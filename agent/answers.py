@@ -31,7 +31,7 @@ def _fault(opinion: Opinion) -> str | None:
     """Return what is wrong with an opinion; None for nothing."""
     if opinion.target not in {-1, 0, 1}:
         return f"target {opinion.target!r} is none of -1, 0 and 1"
-    for name, values in (("q", opinion.q), ("detail", opinion.detail)):
+    for name, values in (("q", opinion.q), ("detail", opinion.detail), ("probability", opinion.probabilities)):
         for key, value in values.items():
             if not math.isfinite(value):
                 return f"{name} of {key} is {value}"

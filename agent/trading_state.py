@@ -108,6 +108,7 @@ class TradingState:
     last_close_done: bool = True
     peak_equity: Decimal = Decimal(0)
     day_start_equity: Decimal = Decimal(0)
+    last_equity: Decimal | None = None
     day: str = ""
     resumed: int = 0
 
@@ -148,6 +149,7 @@ class TradingState:
             resumed = ledger.get_state("resumed")
             if resumed is None or resumed["at"] < schema.iso(equity.close_time):
                 loaded.peak_equity = equity.peak  # else the drawdown is counted anew, as `tandem resume` promised
+            loaded.last_equity = equity.equity
             loaded.day_start_equity = equity.day_start
             loaded.day = equity.close_time.date().isoformat()
         return loaded

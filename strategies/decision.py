@@ -156,7 +156,7 @@ def decide(
     volatility: float | None,
     reference_price: Decimal | None,
 ) -> Decision:
-    """Return the decision of a single mind: its target, or the position kept where it abstains."""
+    """Return the decision of one mind, or of several fused: its target, or the position kept where it abstains."""
     opinion = answer if isinstance(answer, Opinion) else None
     return Decision(
         symbol=answer.symbol,
@@ -164,7 +164,7 @@ def decide(
         position=position,
         target=position if opinion is None else opinion.target,
         reasons=(answer.reason,),
-        votes={mind: answer},
+        votes={mind: answer, **answer.votes},
         q={} if opinion is None else opinion.q,
         volatility=volatility if volatility is not None and math.isfinite(volatility) else None,
         reference_price=reference_price,

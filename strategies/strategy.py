@@ -35,6 +35,9 @@ class Reason(StrEnum):
     # what the strategy said
     POLICY_GREEDY = "policy_greedy"
     RULE = "rule"
+    LLM_VOTE = "llm_vote"
+    FUSED = "fused"
+    DISAGREEMENT = "disagreement"
     # why nothing could be said (Abstention)
     WARMING_UP = "warming_up"
     NO_BAR = "no_bar"
@@ -42,6 +45,17 @@ class Reason(StrEnum):
     INCOMPLETE_BARS = "incomplete_bars"
     BAD_FEATURES = "bad_features"
     MODEL_ERROR = "model_error"
+    # why the language model could not say anything (Abstention)
+    LLM_WARMING = "llm_warming"
+    LLM_TIMEOUT = "llm_timeout"
+    LLM_UNREACHABLE = "llm_unreachable"
+    LLM_BUSY = "llm_busy"
+    LLM_BREAKER_OPEN = "llm_breaker_open"
+    LLM_WRONG_MODEL = "llm_wrong_model"
+    LLM_BAD_ANSWER = "llm_bad_answer"
+    LLM_LOW_MASS = "llm_low_mass"
+    LLM_SUPERSEDED = "llm_superseded"
+    LLM_NOT_RECORDED = "llm_not_recorded"
     # what became of it
     TARGET_HELD = "target_held"
     ORDER_WORKING = "order_working"
@@ -91,9 +105,12 @@ class Opinion:
         symbol: Canonical symbol.
         target: -1, 0 or 1: the position wanted.
         q: Value per target (keys -1, 0, 1 as far as allowed), in the strategy's own unit; may be empty.
-        reason: POLICY_GREEDY or RULE.
+        reason: POLICY_GREEDY, RULE, LLM_VOTE, FUSED or DISAGREEMENT.
         exits: Exit levels that the strategy chose; None leaves them to the configuration.
         detail: Numbers that explain it (for `tandem why`).
+        note: The mind's own words, one line of at most 200 characters; empty for none.
+        votes: What the minds said whose answers were fused into this one, by name; empty for a single mind.
+        probabilities: Probability per target, where the mind has one; empty where it has none.
     """
 
     symbol: str
@@ -102,15 +119,26 @@ class Opinion:
     reason: Reason = Reason.RULE
     exits: ExitLevels | None = None
     detail: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+    votes: Mapping[str, Opinion | Abstention] = field(default_factory=dict)
+    probabilities: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Abstention:
-    """A strategy had nothing to say for one symbol, and why. Never a HOLD vote."""
+    """A strategy had nothing to say for one symbol, and why. Never a HOLD vote.
+
+    Args:
+        symbol: Canonical symbol.
+        reason: Machine-readable.
+        detail: What exactly, one line.
+        votes: What the minds said that were asked together, by name; empty for a single mind.
+    """
 
     symbol: str
     reason: Reason
     detail: str = ""
+    votes: Mapping[str, Opinion | Abstention] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from agent.cycle import Trader
 from agent.daemon import Daemon
 from agent.ledger import schema
 from agent.parts import Parts
+from agent.recent import Recent
 from brokers.calendar import calendar
 from brokers.domain import Bar, OrderRequest, Quote, Side
 from strategies.strategy import Abstention, ExitLevels, Observations, Opinion, Reason, Strategy
@@ -90,6 +91,27 @@ def test_a_bar_that_was_revised_when_the_next_one_closed_counts_once_and_the_nex
     new_bars, revised = during(world, body)
     assert new_bars == 2
     assert [row.symbol for row in revised] == ["A", "B"]
+
+
+class Damaging(Revising):
+    """Market data with one bar that is never right."""
+
+    def _corrected(self, bar: Bar) -> Bar:
+        return replace(bar, close=math.nan) if bar.start == self._start and bar.symbol == "A" else bar
+
+
+def test_a_bar_that_is_refused_at_every_look_leaves_one_incident(tmp_path: Path) -> None:
+    world = world_of(tmp_path, "daemon.decision_deadline_s=9", running=True)
+
+    async def body(parts: Parts, trader: Trader, first: datetime) -> list[Any]:
+        damaging: Any = Damaging(parts, first - PERIOD)
+        parts.data = parts.history.data = damaging
+        for close in (first, first + PERIOD):
+            await parts.clock.advance(close)
+            await trader.on_close(close)
+        return rows(parts, schema.incidents)
+
+    assert [(row.kind, row.symbol) for row in during(world, body)] == [("bad_bar", "A")]
 
 
 # ---- answers ----------------------------------------------------------------------------------------------------
@@ -267,15 +289,15 @@ def test_an_entry_that_was_decided_before_a_halt_is_not_sent_after_it(tmp_path: 
 def test_a_cooldown_outlasts_a_weekend(tmp_path: Path) -> None:
     world = world_of(tmp_path, "risk.cooldown_bars=3")
 
-    async def body(parts: Parts, trader: Trader, _first: datetime) -> dict[str, int]:
+    async def body(parts: Parts, _trader: Trader, _first: datetime) -> dict[str, int]:
         friday = datetime.fromisoformat("2024-01-05T20:57:00+00:00")
         monday = datetime.fromisoformat("2024-01-08T14:35:00+00:00")
-        parts.calendar = calendar("XNYS")
+        recent = Recent(parts.ledger, calendar("XNYS"), PERIOD, cooldown_bars=3)
         fill = {"venue": "v", "exec_id": "1", "client_id": "c", "symbol": "A", "side": "sell", "leg": "stop"}
         amounts = {"qty": Decimal(1), "price": Decimal(1), "fee": Decimal(0), "at": friday}
         with parts.ledger.transaction() as connection:
             parts.ledger.insert_new(connection, schema.fills, [fill | amounts])
-        return trader._bars_since_stop(monday)
+        return dict(recent.before(monday).bars_since_stop)
 
     assert during(world, body) == {"A": 2}
 
