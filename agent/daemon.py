@@ -316,6 +316,7 @@ class _Jobs:
         else:
             self.daemon.closed(parts, report)
             self._store_bars(close)
+            self._look_soon()
         self._check_end()
         if not self.finished:
             self._plan_next(close)
@@ -375,9 +376,15 @@ class _Jobs:
         interval = timedelta(seconds=self.parts.settings.daemon.reconcile_interval_s)
         self.scheduler.at(self.parts.clock.now() + interval, self.reconcile, "reconcile", grace=False)
 
+    def _look_soon(self) -> None:
+        """Bring the next look forward where orders have just left: an entry may wait for the close before it."""
+        if not self.parts.clock.stepped and self.parts.state.intents:
+            self.scheduler.at(self.parts.clock.now() + self._until_next_look(), self.sync, "sync", grace=False)
+
     def _until_next_look(self) -> timedelta:
         """Look often while an entry or a close may fill (its exits must stand within 2 s), seldom at resting legs."""
-        waiting = any(order.parent_client_id is None for order in self.parts.state.orders.values())
+        state = self.parts.state
+        waiting = bool(state.intents) or any(order.parent_client_id is None for order in state.orders.values())
         slow_s = self.parts.settings.daemon.sync_interval_s
         return timedelta(seconds=min(slow_s, FILL_LOOK_S) if waiting else slow_s)
 

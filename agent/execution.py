@@ -159,7 +159,7 @@ class OrderDesk:
         if intent.leg is Leg.ENTRY:
             if (self.ledger.get_state("halt") or {}).get("halted"):  # since the decision, or since a kill after it
                 return self._drop(intent, Reason.HALTED, "entries were halted before it was sent")
-            held_back = self._close_before(intent)
+            held_back = await self._close_before(intent)
             if held_back is not None:
                 return held_back
         qty = intent.qty
@@ -174,18 +174,35 @@ class OrderDesk:
         self._commit_submitting(intent, request, attempt)
         return await self._send(intent, request)
 
-    def _close_before(self, intent: Intent) -> Reason | None:
-        """Tell whether an entry must wait for, or go down with, the close of the same decision (a reversal)."""
+    async def _close_before(self, intent: Intent) -> Reason | None:
+        """Tell whether an entry must wait for, or go down with, the close of the same decision (a reversal).
+
+        A stepped venue fills both at one open. On a running one the close may wait for days (a market that is shut, a
+        halt): the entry waits until it is filled, at most until the entry's own `valid_until`.
+        """
         question = (
-            select(schema.intents.c.state)
+            select(schema.intents.c.intent_id, schema.intents.c.state)
             .where(schema.intents.c.close_time == intent.close_time, schema.intents.c.symbol == intent.symbol)
             .where(schema.intents.c.leg != Leg.ENTRY.value)
         )
-        states = {row.state for row in self.ledger.rows(question)}
-        if IntentState.PLANNED.value in states:
+        closes = {row.intent_id: row.state for row in self.ledger.rows(question)}
+        if IntentState.PLANNED.value in closes.values():
             return self._postpone(intent, Reason.ORDER_WORKING, "the position that it follows is not closed yet")
-        if IntentState.DROPPED.value in states:
+        if IntentState.DROPPED.value in closes.values():
             return self._drop(intent, Reason.ORDER_WORKING, "the position that it follows was not closed")
+        return await self._close_working(intent, list(closes)) if closes and not self.clock.stepped else None
+
+    async def _close_working(self, intent: Intent, closes: Sequence[str]) -> Reason | None:
+        try:
+            await self.reconciler.sync()
+        except (UnavailableError, RateLimitedError) as error:
+            return self._postpone(intent, Reason.NO_ANSWER, f"its close cannot be looked at: {error}")
+        orders = [row for close in closes for row in self.ledger.rows(_ATTEMPTS, {"intent_id": close})]
+        if any(not OrderState(row.state).is_terminal for row in orders):
+            return self._postpone(intent, Reason.ORDER_WORKING, "the position that it follows is not closed yet")
+        still_held = intent.side.sign * self.state.book.qty(intent.symbol) < 0
+        if still_held and orders and orders[-1].filled_qty < orders[-1].qty:
+            return self._drop(intent, Reason.ORDER_WORKING, f"its close ended unfilled, as {orders[-1].state}")
         return None
 
     async def _send(self, intent: Intent, request: OrderRequest) -> Reason | None:
@@ -392,7 +409,7 @@ class OrderDesk:
         self, connection: Connection, intent: Intent, state: IntentState, reason: Reason, note: str = ""
     ) -> None:
         """Write the end of an intent and, with it, what became of its decision: a kill cannot come in between."""
-        update_intent(connection, intent.intent_id, state=state.value, note=note[:200])
+        update_intent(connection, intent.intent_id, state=state.value, note=note)
         record_outcome(connection, intent, reason)
         self.state.intents.pop(intent.intent_id, None)
 
@@ -406,7 +423,7 @@ class OrderDesk:
                 del self.state.orders[client_id]
 
     def _write_state(self, connection: Connection, client_id: str, state: OrderState, reason: str) -> None:
-        values: dict[str, Any] = {"state": state.value, "reason": reason[:300], "updated_at": self.clock.now()}
+        values: dict[str, Any] = {"state": state.value, "reason": reason, "updated_at": self.clock.now()}
         connection.execute(schema.orders.update().where(schema.orders.c.client_id == client_id).values(**values))
 
     def _reset_rejects(self, connection: Connection, symbol: str) -> None:

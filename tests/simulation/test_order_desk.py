@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import pytest
 from crash_kit import HISTORY_BARS, PERIOD, Tap, World, Worlds, settings, walk
+from running_kit import TappedRunningClock
 from sqlalchemy import select
 
 from agent.cycle import Trader
@@ -266,3 +267,72 @@ def test_the_same_decision_twice_is_the_same_order(world: World) -> None:
 
     assert during(world, body) == [Reason.TRADED, Reason.TRADED]
     assert attempts(world) == [(1, "accepted")]
+
+
+# ---- reversals on a venue whose time runs by itself -----------------------------------------------------
+
+
+@pytest.fixture
+def long_ten(tmp_path: Path) -> World:
+    """Return a running venue on which ten of A are held, a second after a close."""
+    chosen = settings("venue.outage_s_max=0", "exchange.partial_fill_probability=0")
+    made = Worlds(tmp_path, chosen, {symbol: walk(symbol, HISTORY_BARS + 20, 1) for symbol in "AB"}).new()
+    made.make_clock = TappedRunningClock
+    made.engine.run_until(made.engine.now + timedelta(seconds=1))
+    hold(made)
+    return made
+
+
+async def reverse(parts: Parts) -> list[Reason]:
+    close = parts.calendar.previous_close(parts.clock.now(), PERIOD)
+    entering = replace(
+        entry(parts),
+        intent_id=intent_id(parts.settings.account_scope, "A", close, Side.SELL, Leg.ENTRY),
+        side=Side.SELL,
+        exits=ExitPlan(stop=Decimal(200), take_profit=Decimal(50)),
+    )
+    # the buying entry of the helper is another decision's: only the two of the reversal are carried out
+    parts.state.intents.clear()
+    with parts.ledger.transaction() as connection:
+        connection.execute(schema.intents.delete().where(schema.intents.c.state == IntentState.PLANNED.value))
+    return await carried_out(parts, closing(parts), plan(parts, entering))
+
+
+async def resume(parts: Parts) -> None:
+    await Trader(parts).resume()
+
+
+def entries_sent(world: World) -> int:
+    return sum(order.leg is Leg.ENTRY and order.side is Side.SELL for order in world.engine.book().values())
+
+
+def test_a_reversals_entry_waits_until_its_close_is_filled(long_ten: World) -> None:
+    assert during(long_ten, reverse) == [Reason.TRADED, Reason.ORDER_WORKING]
+    assert entries_sent(long_ten) == 0
+    during(long_ten, resume)  # nothing has filled
+    assert entries_sent(long_ten) == 0
+    long_ten.engine.run_until(long_ten.engine.now + timedelta(seconds=9))  # the open at which the close fills
+    assert long_ten.engine.positions() == {}
+    during(long_ten, resume)
+    assert entries_sent(long_ten) == 1
+    long_ten.engine.run_until(long_ten.engine.now + PERIOD)
+    assert long_ten.engine.positions()["A"].qty == Decimal(-10)
+
+
+def test_a_reversals_entry_is_too_late_where_its_close_takes_too_long(long_ten: World) -> None:
+    assert during(long_ten, reverse) == [Reason.TRADED, Reason.ORDER_WORKING]
+    long_ten.engine.run_until(long_ten.engine.now + timedelta(seconds=30))
+    during(long_ten, resume)
+    assert entries_sent(long_ten) == 0
+    dropped = [row for row in rows(long_ten, schema.intents) if row.state == IntentState.DROPPED]
+    assert [(row.leg, row.note.partition(":")[0]) for row in dropped] == [("entry", "late")]
+
+
+def test_a_reversals_entry_goes_down_with_a_close_that_was_cancelled(long_ten: World) -> None:
+    during(long_ten, reverse)
+    [close] = [order for order in long_ten.engine.live_orders() if order.leg is Leg.CLOSE]
+    long_ten.engine.cancel(close.client_id)
+    during(long_ten, resume)
+    assert entries_sent(long_ten) == 0
+    assert sorted(intent_states(long_ten)) == [IntentState.DONE, IntentState.DONE, IntentState.DROPPED]
+    assert long_ten.engine.positions()["A"].qty == 10
