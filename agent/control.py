@@ -29,7 +29,12 @@ def halt(ledger: Ledger, reason: str, now: datetime) -> tuple[bool, dict[str, An
         if standing is not None and standing.get("halted"):
             return False, standing
         at = venue_time(ledger, now)
-        wanted = {"halted": True, "reason": reason[:REASON_LENGTH_MAX], "at": schema.iso(at), "by": operator()}
+        wanted = {
+            "halted": True,
+            "reason": ledger.redactor.text(reason)[:REASON_LENGTH_MAX],
+            "at": schema.iso(at),
+            "by": operator(),
+        }
         ledger.set_state(connection, "halt", wanted)
         ledger.incident(connection, at, "halt", f"by {wanted['by']}: {wanted['reason']}")
     return True, wanted

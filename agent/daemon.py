@@ -22,6 +22,7 @@ import structlog
 from agent.app import StartError, Venue, check_bar_store, claim_bar_store, end_run, make_calendar, make_strategy, wire
 from agent.cycle import CycleReport, Trader
 from agent.health import HealthServer, Probes, Readiness
+from agent.known_secrets import redactor_of
 from agent.ledger.store import Ledger, open_ledger
 from agent.metrics import Metrics
 from agent.parts import Parts
@@ -103,6 +104,7 @@ class Daemon:
             busy_timeout_s=self.settings.ledger.busy_timeout_s,
             free_bytes_min=self.settings.ledger.free_bytes_min,
             exclusive=True,
+            redactor=redactor_of(self.settings),
         )
         health: HealthServer | None = None
         try:
@@ -180,7 +182,7 @@ class Daemon:
                 heartbeat.cancel()
                 if self._cycle_s:
                     self.report.cycle_s_median = sorted(self._cycle_s)[len(self._cycle_s) // 2]
-                end_run(ledger, parts.run_id, reason)
+                end_run(ledger, parts.run_id, ledger.redactor.text(reason))
 
     async def _recover(self, parts: Parts) -> tuple[Trader, datetime]:
         """Agree with the venue, finish what was begun, warm the features; then the daemon may trade."""

@@ -7,7 +7,6 @@ library's message is replaced like any other. Logs go to stderr; stdout belongs 
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
@@ -15,12 +14,14 @@ import threading
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Literal, TextIO
-from urllib.parse import quote
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-REDACTED = "[redacted]"
+from agent.redaction import REDACTED, Redactor, is_secret_name
+
+__all__ = ["REDACTED", "Redactor", "capture_uncaught", "configure", "is_secret_name"]
+
 TEXT_LENGTH_MAX = 2_000
 """Characters of one value."""
 TRACE_LENGTH_MAX = 8_000
@@ -30,35 +31,8 @@ RECORD_LENGTH_MAX = 16_000
 DEPTH_MAX = 6
 """Nesting of mappings and sequences."""
 
-_SECRET_KEY = re.compile(
-    r"secret|token|passw|passphrase|api[-_]?key|key[-_]?id|private[-_]?key|authorization|credential|cookie|mnemonic"
-    r"|session[-_]?id",
-    re.IGNORECASE,
-)
-_NOT_SECRET_KEY = re.compile(r"_file$|_tokens(_max)?$", re.IGNORECASE)  # a path to a secret; counts of prompt tokens
-_URL_PASSWORD = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]*(?=@)")
-_BEARER = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 _EXCEPTION_KEYS = frozenset({"exception", "stack"})
-
-
-class Redactor:
-    """Removes configured secret values, and what looks like a secret, from text.
-
-    Also for whatever else leaves the process: pages, reports, error messages, the ledger.
-    """
-
-    def __init__(self, secrets: Iterable[str] = ()) -> None:
-        """Take the secret values; empty ones are ignored. Their JSON, repr and URL spellings are covered too."""
-        spellings = {spelling for secret in secrets if secret for spelling in _spellings(secret)}
-        longest_first = sorted(spellings, key=lambda spelling: (-len(spelling), spelling))
-        self._values = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-
-    def text(self, text: str) -> str:
-        """Return `text` without secret values, passwords in URLs, or bearer tokens."""
-        if self._values is not None:
-            text = self._values.sub(REDACTED, text)
-        return _BEARER.sub(rf"\1 {REDACTED}", _URL_PASSWORD.sub(REDACTED, text))
 
 
 def configure(
@@ -125,11 +99,6 @@ def configure(
     return redactor
 
 
-def is_secret_name(name: str) -> bool:
-    """Tell whether a value under this name must not be shown."""
-    return _SECRET_KEY.search(name) is not None and _NOT_SECRET_KEY.search(name) is None
-
-
 def capture_uncaught() -> None:
     """Log uncaught exceptions of the main and of other threads, and warnings, instead of printing them raw."""
     log = structlog.stdlib.get_logger("uncaught")
@@ -156,16 +125,6 @@ def capture_uncaught() -> None:
     threading.excepthook = uncaught_in_thread
     sys.unraisablehook = unraisable
     logging.captureWarnings(capture=True)
-
-
-def _spellings(secret: str) -> set[str]:
-    """Return how a secret may be written: as it is, in JSON, in the repr of text or bytes, in a URL, line by line."""
-    plain = {secret, *(line.strip() for line in secret.splitlines() if len(line.strip()) >= 8)}
-    escaped = {json.dumps(text, ensure_ascii=ascii_only)[1:-1] for text in plain for ascii_only in (True, False)}
-    quoted = {quote(text, safe="") for text in plain} | {quote(text) for text in plain}
-    represented = {spell(text)[1:-1] for text in plain for spell in (repr, ascii)}
-    represented |= {repr(text.encode("utf-8", "surrogateescape"))[2:-1] for text in plain}
-    return plain | escaped | quoted | represented
 
 
 class _Bounded:

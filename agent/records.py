@@ -309,7 +309,7 @@ def _row(known: KnownOrder, order: Order) -> dict[str, Any]:
         "avg_price": order.avg_price,
         "submitted_at": order.submitted_at,
         "updated_at": order.updated_at,
-        "reason": order.reason[:300],
+        "reason": order.reason,
     }
 
 

@@ -202,6 +202,30 @@ class LogSettings(Section):
     """For people or for machines."""
 
 
+NotifiedEvent = Literal["fills", "halts", "incidents", "daily_summary", "start_stop"]
+
+
+class NotificationSettings(Section):
+    """Messages to people, through Apprise; none are sent where no URL is given."""
+
+    urls_file: Path | None = None
+    """File with one Apprise URL a line; otherwise the environment variable TANDEM_NOTIFICATION_URLS."""
+    events: tuple[NotifiedEvent, ...] = ("halts", "incidents", "daily_summary", "start_stop")
+    """What is told: `fills`, `halts`, `incidents`, `daily_summary`, `start_stop`."""
+    messages_max: int = Field(5, ge=1, le=1_000)
+    """Most messages of one kind of event within `interval_s`; what comes on top is told in one message after it."""
+    interval_s: float = Field(600.0, gt=0, le=86_400)
+    """Wall time over which `messages_max` counts."""
+    timeout_s: float = Field(10.0, gt=0, le=60)
+    """Longest time that one sending may take, from connecting to the end of the answer."""
+    retry_s_max: float = Field(300.0, gt=0, le=86_400)
+    """Longest wait before a message is sent again; waits double from one second on."""
+    give_up_after_s: float = Field(21_600.0, gt=0, le=604_800)
+    """How long a message is tried before it is dropped, and counted as dropped."""
+    trusted_hosts: tuple[str, ...] = ()
+    """Hosts beyond this machine to which messages may go in plain text, or with an unchecked certificate."""
+
+
 class Settings(Section):
     """All settings of one daemon."""
 
@@ -226,6 +250,7 @@ class Settings(Section):
     daemon: DaemonSettings = DaemonSettings()
     health: HealthSettings = HealthSettings()
     log: LogSettings = LogSettings()
+    notifications: NotificationSettings = NotificationSettings()
     training: dict[str, Any] = Field(default_factory=dict)
     """Read and checked by `tandem train`; the daemon ignores it."""
 

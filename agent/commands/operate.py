@@ -115,11 +115,17 @@ def parse_time(text: str) -> tuple[datetime, bool]:
 @contextmanager
 def _ledger(config: Path | None, overrides: list[str] | None) -> Iterator[tuple[Settings, Ledger]]:
     """Open the ledger that the settings name; it must be there."""
-    from agent.ledger.store import open_ledger  # noqa: PLC0415 - SQLAlchemy: paid by these commands alone
+    from agent.known_secrets import redactor_of  # noqa: PLC0415 - paid by these commands alone
+    from agent.ledger.store import open_ledger  # noqa: PLC0415 - SQLAlchemy: as above
     from agent.settings import load  # noqa: PLC0415 - as above
 
     settings = load(config, overrides or [])
-    ledger = open_ledger(settings.ledger.url, busy_timeout_s=settings.ledger.busy_timeout_s, create=False)
+    ledger = open_ledger(
+        settings.ledger.url,
+        busy_timeout_s=settings.ledger.busy_timeout_s,
+        create=False,
+        redactor=redactor_of(settings),
+    )
     try:
         yield settings, ledger
     finally:

@@ -24,13 +24,13 @@ def run(
     import structlog  # noqa: PLC0415 - same
 
     from agent.daemon import Daemon  # noqa: PLC0415 - same
+    from agent.known_secrets import known_secrets  # noqa: PLC0415 - same
     from agent.logs import capture_uncaught, configure  # noqa: PLC0415 - same
     from agent.settings import load  # noqa: PLC0415 - same
 
     chosen = [*(overrides or []), *([f"strategy.name={strategy}"] if strategy else [])]
     settings = load(config, chosen)
-    secrets = [os.environ.get("APCA_API_KEY_ID", ""), os.environ.get("APCA_API_SECRET_KEY", "")]
-    configure(style=settings.log.format, level=settings.log.level, secrets=[s for s in secrets if s])
+    configure(style=settings.log.format, level=settings.log.level, secrets=known_secrets(settings))
     capture_uncaught()
     with asyncio.Runner() as runner:
         report = runner.run(Daemon(settings).run())

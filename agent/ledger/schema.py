@@ -11,9 +11,12 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import Column, Dialect, Float, Index, Integer, MetaData, String, Table, Text
 from sqlalchemy.types import TypeDecorator
+
+from agent.redaction import Redactor
 
 REVISION = "0001"
 """The newest migration; `store.open_ledger` upgrades an older database to it."""
@@ -34,6 +37,38 @@ class Money(TypeDecorator[Decimal]):
         """Read back the same number."""
         del dialect
         return None if value is None else Decimal(value)
+
+
+class Words(TypeDecorator[str]):
+    """Free text, some of it a venue's: without the ledger's secrets, then cut to the column's length.
+
+    The redactor belongs to the ledger's engine, so that no writer can forget it, whichever way it takes.
+    """
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Redact first: a secret that was cut in two would no longer be found."""
+        if value is None:
+            return None
+        redactor = _REDACTORS.get(dialect, _PLAIN)
+        length = self.impl_instance.length if isinstance(self.impl_instance, String) else None
+        return redactor.text(value)[:length]
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
+        """Read it as it is."""
+        del dialect
+        return value
+
+
+def redact_with(dialect: Dialect, redactor: Redactor) -> None:
+    """Let every free text that goes through this dialect, which is one engine's, be redacted by `redactor`."""
+    _REDACTORS[dialect] = redactor
+
+
+_PLAIN = Redactor()
+_REDACTORS: WeakKeyDictionary[Dialect, Redactor] = WeakKeyDictionary()
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -91,7 +126,7 @@ runs = Table(
     Column("started_at", UtcTime, nullable=False),
     Column("started_venue_at", UtcTime, nullable=False),
     Column("ended_at", UtcTime),
-    Column("end_reason", String(200)),
+    Column("end_reason", Words(200)),
     Column("version", String(40), nullable=False),
     Column("account_scope", String(64), nullable=False),
     Column("venue", String(40), nullable=False),
@@ -164,7 +199,7 @@ intents = Table(
     Column("predicted_cost_fraction", Float, nullable=False),
     Column("valid_until", UtcTime),
     Column("state", String(12), nullable=False),  # planned | sent | done | dropped
-    Column("note", String(200), nullable=False, default=""),
+    Column("note", Words(200), nullable=False, default=""),
 )
 Index("intents_open", intents.c.state)
 Index("intents_close", intents.c.close_time)
@@ -189,7 +224,7 @@ orders = Table(
     Column("avg_price", Money),
     Column("submitted_at", UtcTime, nullable=False),
     Column("updated_at", UtcTime, nullable=False),
-    Column("reason", String(300), nullable=False, default=""),
+    Column("reason", Words(300), nullable=False, default=""),
 )
 Index("orders_state", orders.c.state)
 Index("orders_symbol", orders.c.symbol)
@@ -264,7 +299,7 @@ incidents = Table(
     Column("recorded_at", UtcTime, nullable=False),
     Column("kind", String(40), nullable=False),
     Column("symbol", String(40)),
-    Column("detail", String(500), nullable=False),
+    Column("detail", Words(500), nullable=False),
 )
 Index("incidents_at", incidents.c.at)
 

@@ -40,6 +40,7 @@ from sqlalchemy.pool import StaticPool
 
 from agent.ledger import schema
 from agent.ledger.lock import LedgerInUseError, locked_file, locked_server
+from agent.redaction import Redactor
 
 Values = Mapping[str, Any]
 
@@ -56,11 +57,21 @@ class Ledger:
         url: For messages, without credentials.
         held: What is released with it: the lock of a daemon's run.
         file: The SQLite file; None for none.
+        redactor: Takes secrets out of the free text that is written; None for what looks like one.
     """
 
-    def __init__(self, engine: Engine, url: str, held: ExitStack | None = None, file: Path | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        url: str,
+        held: ExitStack | None = None,
+        file: Path | None = None,
+        redactor: Redactor | None = None,
+    ) -> None:
         self.engine = engine
         self.url = url
+        self.redactor = redactor if redactor is not None else Redactor()
+        schema.redact_with(engine.dialect, self.redactor)
         self._held = held
         self._file = None if file is None else (file.absolute(), _file_identity(file))
         self.last_commit_s = 0.0
@@ -157,11 +168,11 @@ class Ledger:
         self._insert(connection, "new", table, rows)
 
     def set_state(self, connection: Connection, key: str, value: Mapping[str, Any]) -> None:
-        """Write one durable fact."""
-        self.upsert(connection, schema.state, [{"key": key, "value": dict(value)}])
+        """Write one durable fact, texts in it redacted."""
+        self.upsert(connection, schema.state, [{"key": key, "value": self.redactor.value(value)}])
 
     def incident(self, connection: Connection, at: datetime, kind: str, detail: str, symbol: str | None = None) -> None:
-        """Write down that something happened which a person may want to know."""
+        """Write down that something happened which a person may want to know; `detail` is redacted, then cut."""
         connection.execute(
             schema.incidents.insert(),
             {
@@ -169,7 +180,7 @@ class Ledger:
                 "recorded_at": datetime.now(UTC),
                 "kind": kind,
                 "symbol": symbol,
-                "detail": detail[:500],
+                "detail": detail,
             },
         )
 
@@ -294,6 +305,7 @@ def open_ledger(
     durable: bool = True,
     create: bool = True,
     exclusive: bool = False,
+    redactor: Redactor | None = None,
 ) -> Ledger:
     """Open a ledger and bring its schema to the newest revision.
 
@@ -304,6 +316,7 @@ def open_ledger(
         durable: fsync on every commit; False only for replays, whose ledger can be made again.
         create: False refuses a database that is not there (for commands that only read).
         exclusive: True for the daemon: refuses a ledger that another daemon runs on, and holds it until `close`.
+        redactor: Takes secrets out of the free text that is written; None for what looks like one.
 
     Raises:
         LedgerError: With the remedy.
@@ -339,7 +352,7 @@ def open_ledger(
                 "writable for this user"
             ) from error
         kept = held.pop_all()
-    return Ledger(engine, shown, kept, Path(str(parsed.database)) if on_disk else None)
+    return Ledger(engine, shown, kept, Path(str(parsed.database)) if on_disk else None, redactor)
 
 
 def _file_identity(path: Path) -> tuple[int, int] | None:
