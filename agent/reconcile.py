@@ -26,6 +26,8 @@ from agent.records import (
     write_exit,
 )
 from agent.splits import meet_split
+from agent.stranded import LOOKS_MAX as CLEARING_LOOKS_MAX
+from agent.stranded import cancel, stranded_orders
 from agent.trading_state import ArmedExit, KnownOrder, TradingState
 from brokers.account import Holding
 from brokers.domain import ExitPlan, Fill, Order, OrderState, Position, Side, UnavailableError
@@ -97,6 +99,7 @@ class Reconciler:
         self.default_exits = default_exits
         self.metrics = metrics
         self.pause = pause
+        self._stranded: dict[str, int] = {}  # looks left by client id
 
     async def sync(self) -> list[Fill]:
         """Read the state of our orders that may still fill, and new fills; returns the new fills.
@@ -108,6 +111,12 @@ class Reconciler:
         """
         if not self.state.orders:
             return []
+        booked = await self._read_back()
+        if self._stranded:
+            booked = [*booked, *await self._clear_stranded()]
+        return booked
+
+    async def _read_back(self) -> list[Fill]:
         found, _ = await self._our_orders()
         fills = await self.broker.fills(self.state.last_exec_id)
         found += await self._orders_of(fills, found)
@@ -141,6 +150,7 @@ class Reconciler:
             if order.client_id not in self.state.orders and order.parent_client_id not in self.state.orders
         )
         self._tell_foreign(foreign)
+        booked += await self._cancel_stranded(seen.positions, differing)
         if differing or naked or foreign or booked or split:
             log.info(
                 "reconciled",
@@ -289,6 +299,36 @@ class Reconciler:
                     self.state.book.holdings[symbol] = Holding(qty=held, avg_cost=theirs.avg_cost)
                 record_position(connection, self.ledger, self.state, symbol, now)
             arm_exits(connection, self.ledger, self.state, now)
+
+    async def _cancel_stranded(self, positions: Mapping[str, Position], corrected: Sequence[str]) -> list[Fill]:
+        """Cancel orders of ours that would close what is not held."""
+        if not stranded_orders(self.state, positions, corrected):
+            return []
+        if not self.clock.stepped:
+            await self.pause(SECOND_LOOK_S)  # the sibling of a leg that has filled goes by itself
+        booked = await self._read_back()
+        found = stranded_orders(self.state, positions, corrected)
+        self._stranded = {order.client_id: CLEARING_LOOKS_MAX for order in found}
+        return booked + await self._clear_stranded()
+
+    async def _clear_stranded(self) -> list[Fill]:
+        """Ask for their cancellation at each look; each is told of when it succeeds, and once when it does not."""
+        for client_id, looks in list(self._stranded.items()):
+            order = self.state.orders.get(client_id)
+            problem = "" if order is None else await cancel(self.broker, client_id, self.pause)
+            if problem and looks > 1:
+                self._stranded[client_id] = looks - 1
+            else:
+                del self._stranded[client_id]
+            if order is None or (problem and looks < CLEARING_LOOKS_MAX):
+                continue
+            told = f"not cancelled yet ({problem})" if problem else "cancelled"
+            detail = f"order {client_id} would close {order.qty - order.filled_qty} that are not held: {told}"
+            with self.ledger.transaction() as connection:
+                self.ledger.incident(connection, self.clock.now(), "stranded_order", detail, order.symbol)
+            self.metrics.incident("stranded_order")
+            log.warning("stranded order", client_id=client_id, symbol=order.symbol, problem=problem)
+        return await self._read_back() if self.state.orders else []
 
     def _protect_naked(self, positions: Mapping[str, Position]) -> tuple[str, ...]:
         """Give every position without a plan the configured exits, armed locally."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, TypeVar
@@ -109,8 +110,8 @@ def test_an_order_of_another_scope_of_this_program_is_told_once_and_left_alone(w
     world.engine.advance(world.engine.now, world.engine.now + timedelta(seconds=1))
     close = world.engine.now - timedelta(seconds=1)
     client_id = client_order_id(intent_id("other", "A", close, Side.BUY, Leg.ENTRY), 1)
-    exits = {"stop_loss": Decimal(50), "take_profit": Decimal(200)}
-    world.engine.submit(OrderRequest(client_id=client_id, symbol="A", side=Side.BUY, qty=Decimal(5), **exits))
+    request = OrderRequest(client_id=client_id, symbol="A", side=Side.BUY, qty=Decimal(5))
+    world.engine.submit(replace(request, stop_loss=Decimal(50), take_profit=Decimal(200)))
     assert set(reconciled(world).foreign) == {client_id, f"{client_id}.stop", f"{client_id}.tp"}
     reconciled(world)
     assert rows(world, schema.orders) == []
@@ -232,6 +233,85 @@ def test_a_position_ahead_of_its_fill_is_no_drift(worlds: Worlds) -> None:
     assert (found.corrected, found.naked) == ((), ())
     assert found.fills > 0
     assert rows(world, schema.incidents) == []
+
+
+class Vanished(LateFills):
+    """A venue on which the position was closed past the daemon, and its exits were left standing."""
+
+    deaf = 0
+
+    async def positions(self) -> dict[str, Position]:
+        return {}
+
+    async def cancel(self, client_id: str) -> None:
+        if self.deaf:
+            self.deaf -= 1
+            raise UnavailableError("no answer")
+        await self._venue.cancel(client_id)
+
+
+def holding(worlds: Worlds) -> World:
+    """Return a world whose daemon died while it held a position that the venue guards."""
+    labels = worlds.new().play().labels
+    for point in range(labels.index("after submit") + 1, len(labels), 7):
+        world = crashed(worlds, point)
+        legs = {order.symbol for order in world.engine.live_orders() if order.leg is not Leg.ENTRY}
+        entering = {order.symbol for order in world.engine.live_orders() if order.leg is Leg.ENTRY}
+        if legs & set(world.engine.positions()) - entering:
+            return world
+        worlds.drop(world)
+    raise AssertionError("no position with exits at the venue was ever held")
+
+
+def guarded(world: World) -> set[str]:
+    """Return the legs that work at the venue; those of entries that may still fill are left out."""
+    live = {order.client_id: order for order in world.engine.live_orders()}
+    return {name for name, order in live.items() if order.leg is not Leg.ENTRY and order.parent_client_id not in live}
+
+
+def test_exits_left_by_a_position_that_is_gone_are_cancelled(worlds: Worlds) -> None:
+    world = holding(worlds)
+    left = guarded(world)
+    assert left
+
+    async def body(parts: Parts) -> None:
+        parts.reconciler.broker = Vanished(parts, late=0)  # type: ignore[assignment]  # it answers as the broker does
+        await parts.reconciler.reconcile()
+        assert all(not order.state.is_working for order in map(parts.state.orders.get, left) if order is not None)
+
+    during(world, body)
+    assert guarded(world) == set()
+    assert {row.state for row in rows(world, schema.orders) if row.client_id in left} == {"canceled"}
+    told = [row.detail for row in rows(world, schema.incidents) if row.kind == "stranded_order"]
+    assert len(told) == len(left)
+    assert all(text.endswith("not held: cancelled") for text in told)
+
+
+def test_a_cancellation_that_is_not_heard_is_tried_again_at_the_next_looks(worlds: Worlds) -> None:
+    world = holding(worlds)
+
+    async def body(parts: Parts) -> list[set[str]]:
+        venue = Vanished(parts, late=0)
+        parts.reconciler.broker = venue  # type: ignore[assignment]  # it answers as the broker does
+        venue.deaf = 10_000
+        await parts.reconciler.reconcile()
+        deaf = guarded(world)
+        venue.deaf = 0
+        await parts.reconciler.sync()
+        return [deaf, guarded(world)]
+
+    left = guarded(world)
+    assert during(world, body) == [left, set()]
+    told = [row.detail for row in rows(world, schema.incidents) if row.kind == "stranded_order"]
+    assert sum("not cancelled yet (no answer)" in text for text in told) == len(left)
+    assert sum(text.endswith("not held: cancelled") for text in told) == len(left)
+
+
+def test_exits_of_a_position_that_is_held_stay(worlds: Worlds) -> None:
+    world = holding(worlds)
+    left = guarded(world)
+    reconciled(world)
+    assert guarded(world) == left
 
 
 def test_a_question_without_an_answer_concludes_nothing(worlds: Worlds) -> None:

@@ -1,0 +1,52 @@
+"""Orders that would close what is not held: legs left behind by a position that went another way.
+
+The venue's own exits stay where a position was closed past the daemon, by hand say; filled, they would open a
+position that nobody decided. Reconciliation cancels them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from decimal import Decimal
+
+from agent.trading_state import KnownOrder, TradingState
+from brokers.domain import Leg, Position, RateLimitedError, RejectedError, UnavailableError
+from brokers.protocol import Broker
+
+CANCEL_PAUSES_S = (0.0, 0.25, 1.0)
+"""Waits before each attempt of one look at cancelling an order."""
+LOOKS_MAX = 20
+"""Looks at which a cancellation is tried, before only the next full reconciliation tries again."""
+
+
+def stranded_orders(
+    state: TradingState, positions: Mapping[str, Position], corrected: Collection[str]
+) -> list[KnownOrder]:
+    """Return the closing orders of ours for which nothing is held, or for a corrected symbol more than is held."""
+    return [order for order in state.orders.values() if _is_stranded(state, order, positions, corrected)]
+
+
+def _is_stranded(
+    state: TradingState, order: KnownOrder, positions: Mapping[str, Position], corrected: Collection[str]
+) -> bool:
+    if order.leg is Leg.ENTRY or not order.state.is_working or order.parent_client_id in state.orders:
+        return False  # legs wait for an entry that may still fill
+    held = state.book.qty(order.symbol)
+    if held != (positions[order.symbol].qty if order.symbol in positions else Decimal(0)):
+        return False  # not agreed with the venue yet
+    closable = max(-order.side.sign * held, Decimal(0))
+    return not closable or (order.symbol in corrected and order.qty - order.filled_qty > closable)
+
+
+async def cancel(broker: Broker, client_id: str, pause: Callable[[float], Awaitable[None]]) -> str:
+    """Ask for a cancellation a few times; returns why the venue did not take it, or nothing."""
+    problem = ""
+    for pause_s in CANCEL_PAUSES_S:
+        await pause(pause_s)
+        try:
+            await broker.cancel(client_id)
+        except (UnavailableError, RateLimitedError, RejectedError) as error:
+            problem = str(error)
+        else:
+            return ""
+    return problem
