@@ -18,7 +18,7 @@ from sqlalchemy.types import TypeDecorator
 
 from agent.redaction import Redactor
 
-REVISION = "0001"
+REVISION = "0002"
 """The newest migration; `store.open_ledger` upgrades an older database to it."""
 
 
@@ -302,6 +302,23 @@ incidents = Table(
     Column("detail", Words(500), nullable=False),
 )
 Index("incidents_at", incidents.c.at)
+
+llm_answers = Table(
+    "llm_answers",
+    metadata,
+    Column("prompt_hash", String(64), primary_key=True),
+    Column("digest", String(80), primary_key=True),
+    Column("prompt_version", String(20), nullable=False),
+    Column("symbol", String(40), nullable=False),
+    Column("close_time", UtcTime, nullable=False),
+    Column("content", String(1000), nullable=False),
+    Column("probabilities", Json),
+    Column("mass", Float),
+    Column("latency_s", Float, nullable=False),
+    Column("done_reason", String(20), nullable=False),
+)
+"""What the language model answered, by question and served model: a replay reads it from here."""
+Index("llm_answers_close", llm_answers.c.close_time)
 
 state = Table(
     "state",
