@@ -37,6 +37,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "why": ("agent.commands.operate:why", "Explain what was decided on a bar, traded or not."),
     "halt": ("agent.commands.operate:halt", "Stop entries until `tandem resume`; exits go on."),
     "resume": ("agent.commands.operate:resume", "End a halt; forget pauses and reject streaks."),
+    "ledger": ("agent.commands.ledger:app", "The ledger: backup, restore, migrate."),
+    "health": ("agent.commands.health:health", "Ask a running daemon whether it makes progress."),
     "doctor": ("agent.commands.doctor:doctor", "Check the installation, settings, ledger, venue and model."),
     "data": ("agent.commands.data:app", "Bars: import and check."),
     "models": ("agent.commands.models:app", "The model registry: list, show, promote, rollback."),

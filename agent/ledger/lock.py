@@ -6,13 +6,13 @@ second daemon may be waiting on the very file. PostgreSQL holds a session's advi
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sqlalchemy import Engine, text
+
+from brokers.file_lock import FileLockedError, file_lock, lock_path
 
 ADVISORY_KEY = 0x74616E64656D  # "tandem"
 """PostgreSQL's advisory lock of a database that holds a ledger."""
@@ -30,19 +30,11 @@ def locked_file(database: Path) -> Iterator[None]:
         LedgerInUseError: Another process holds it.
         OSError: The lock file cannot be made.
     """
-    path = Path(f"{database.resolve()}.lock")
-    with path.open("a+", encoding="ascii", errors="replace") as file:
+    with ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read(20).strip()
-            who = f"process {holder}" if holder.isdigit() else "another process"
-            raise LedgerInUseError(f"the daemon of {who} runs on it") from None
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
+            held.enter_context(file_lock(lock_path(database)))
+        except FileLockedError as error:
+            raise LedgerInUseError(f"the daemon of {error} runs on it") from None
         yield
 
 

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -49,6 +50,18 @@ class LedgerError(Exception):
     """The ledger cannot be opened, read or written; the message says what to do."""
 
 
+@dataclass(frozen=True, slots=True)
+class Migrated:
+    """A ledger of an older program was brought up to date."""
+
+    before: str
+    """Schema revision that it had."""
+    after: str
+    """Schema revision that it has."""
+    copy: Path | None
+    """What it was before, beside it; None where it is no file."""
+
+
 class Ledger:
     """The daemon's ledger.
 
@@ -72,6 +85,8 @@ class Ledger:
         self.url = url
         self.redactor = redactor if redactor is not None else Redactor()
         schema.redact_with(engine.dialect, self.redactor)
+        self.migrated: Migrated | None = None
+        """What opening it changed; None for nothing."""
         self._held = held
         self._file = None if file is None else (file.absolute(), _file_identity(file))
         self.last_commit_s = 0.0
@@ -332,6 +347,7 @@ def open_ledger(
     in_memory = is_sqlite and parsed.database in (None, "", ":memory:")
     on_disk = is_sqlite and not in_memory
     if on_disk:
+        _check_not_restoring(Path(str(parsed.database)))
         _check_file(Path(str(parsed.database)), free_bytes_min=free_bytes_min, create=create)
     engine = _engine(parsed, shown, busy_timeout_s=busy_timeout_s, in_memory=in_memory)
     if is_sqlite:
@@ -341,7 +357,8 @@ def open_ledger(
         try:
             if exclusive:
                 held.enter_context(locked_file(Path(str(parsed.database))) if on_disk else locked_server(engine))
-            _migrate(engine, shown, create=create)
+            file = Path(str(parsed.database)) if on_disk else None
+            migrated = _migrate(engine, shown, file, create=create)
         except LedgerInUseError as error:
             raise LedgerError(f"ledger {shown}: {error}: stop it, or give this one another ledger.url") from None
         except SQLAlchemyError as error:
@@ -352,7 +369,18 @@ def open_ledger(
                 "writable for this user"
             ) from error
         kept = held.pop_all()
-    return Ledger(engine, shown, kept, Path(str(parsed.database)) if on_disk else None, redactor)
+    ledger = Ledger(engine, shown, kept, file, redactor)
+    ledger.migrated = migrated
+    return ledger
+
+
+def _check_not_restoring(path: Path) -> None:
+    """Refuse a ledger of which a restore was killed half-way: what stands there may be neither the old nor the new."""
+    marker = Path(f"{path.absolute()}.restoring")
+    if marker.exists():
+        raise LedgerError(
+            f"ledger {path}: a restore of it was interrupted ({marker} is there): run `tandem ledger restore` again"
+        )
 
 
 def _file_identity(path: Path) -> tuple[int, int] | None:
@@ -420,22 +448,25 @@ def _each_by_itself(engine: Engine) -> dict[str, Any]:
     return {"isolation_level": "AUTOCOMMIT"}
 
 
-def _migrate(engine: Engine, shown: str, *, create: bool) -> None:
-    """Bring the schema to the newest revision; a database of something else, or of a newer program, is refused."""
+def _migrate(engine: Engine, shown: str, file: Path | None, *, create: bool) -> Migrated | None:
+    """Bring the schema to the newest revision; a database of something else, or of a newer program, is refused.
+
+    An older file is copied first, and changed in one transaction: killed in between, it is as it was.
+    """
     with engine.connect() as connection:
         tables = set(engine.dialect.get_table_names(connection))
         revision = None
         if "alembic_version" in tables:
             revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
     if revision == schema.REVISION:
-        return
+        return None
     if tables and revision is None:
         raise LedgerError(
             f"ledger {shown}: it holds tables of something else ({', '.join(sorted(tables)[:4])}): correct ledger.url"
         )
     if not tables and create:
         _make_newest(engine)
-        return
+        return None
     # Alembic is imported only for an older ledger: it costs a tenth of a CPU second and 12 MB.
     from alembic import command  # noqa: PLC0415 - see above
     from alembic.config import Config  # noqa: PLC0415 - see above
@@ -454,11 +485,17 @@ def _migrate(engine: Engine, shown: str, *, create: bool) -> None:
     if not create:
         raise LedgerError(
             f"ledger {shown}: its schema revision {revision!r} is older than {schema.REVISION!r}: start the daemon "
-            "once, it brings the ledger up to date"
+            "once, or run `tandem ledger migrate`: it brings the ledger up to date"
         )
+    copy = None
+    if file is not None and revision is not None:
+        from agent.ledger.backup import copy_before_migration  # noqa: PLC0415 - only for an older ledger
+
+        copy = copy_before_migration(file, revision)
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+    return None if revision is None else Migrated(revision, schema.REVISION, copy)
 
 
 def _make_newest(engine: Engine) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import fields
 from decimal import Decimal
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 from brokers.account import AccountBook, Holding
 from brokers.domain import Fill, Leg, OrderState, OrderType, Side, TimeInForce
+from brokers.file_lock import FileLockedError, file_lock, lock_path
 from brokers.series import from_ns, to_ns
 from brokers.simulated.books import BooksError
 from brokers.simulated.orders import BookOrder
@@ -146,6 +147,7 @@ class SqliteBooks:
         self.path = path
         self._lock_wait_s = lock_wait_s
         self._connection: sqlite3.Connection | None = None
+        self._held = ExitStack()
 
     def open(self, identity: Mapping[str, str]) -> Snapshot | None:
         """Return what was last committed; None for new books.
@@ -156,11 +158,12 @@ class SqliteBooks:
         self.close()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            # a lock of its own, not SQLite's exclusive mode: a backup may read the books while they are in use
+            self._held.enter_context(file_lock(lock_path(self.path), self._lock_wait_s))
             connection = sqlite3.connect(
                 self.path, timeout=self._lock_wait_s, isolation_level=None, check_same_thread=False
             )
             self._connection = connection
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
@@ -168,6 +171,9 @@ class SqliteBooks:
             self._claim(connection, identity)
             connection.execute("COMMIT")
             return self._read(connection)
+        except FileLockedError as error:
+            self.close()
+            raise self._explain("opened", f"locked by {error}") from error
         except (sqlite3.Error, OSError) as error:
             self.close()
             raise self._explain("opened", error) from error
@@ -205,6 +211,7 @@ class SqliteBooks:
             with suppress(sqlite3.Error):  # everything answered is committed already; nothing is left to lose
                 self._connection.close()
             self._connection = None
+        self._held.close()
 
     def _claim(self, connection: sqlite3.Connection, identity: Mapping[str, str]) -> None:
         """Make the schema of new books, or check that old ones belong to this engine."""
@@ -268,7 +275,7 @@ class SqliteBooks:
             actions=[CorporateAction(**row) for row in rows("actions", _ACTION, "sequence")],
         )
 
-    def _explain(self, what: str, error: Exception) -> BooksError:
+    def _explain(self, what: str, error: Exception | str) -> BooksError:
         text = str(error)
         remedy = next((remedy for sign, remedy in _REMEDIES.items() if sign in text), "see the system's message")
         return BooksError(f"the books {self.path} could not be {what} ({text}): {remedy}")
