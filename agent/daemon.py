@@ -48,6 +48,10 @@ CYCLES_TIMED_MAX = 1_000
 """Newest cycles whose median time the report gives."""
 STEP_SILENCE_S_MAX = 120.0
 """On a stepped venue, longest wall time between two cycles."""
+WAIT_SILENCE_S_MAX = 60.0
+"""On a running venue, longest wall time by which the wait for the next job may overrun."""
+JOBS_SILENCE_S_MAX = 300.0
+"""Longest wall time of the jobs of one step, beside `venue.outage_s_max`: look-ups of unknown orders take minutes."""
 
 
 @dataclass(slots=True)
@@ -80,7 +84,7 @@ class Daemon:
         self.progress = progress
         self.metrics = Metrics()
         self.readiness = Readiness()
-        self.probes = Probes({"loop": LOOP_SILENCE_S_MAX, "cycle": None, "ledger": None})
+        self.probes = Probes({"loop": LOOP_SILENCE_S_MAX, "schedule": None, "cycle": None, "ledger": None})
         self.notifier = Notifier()
         self.report = DaemonReport()
         self._began = time.monotonic()
@@ -225,19 +229,25 @@ class Daemon:
                 wakeup = scheduler.next_wakeup()
                 if wakeup is None:
                     raise StartError("the schedule is empty: no bar close lies ahead in the calendar")
+                self.probes.expect("schedule", _wait_s_max(parts, wakeup))
                 await parts.clock.advance(wakeup)
                 self._between_steps.clear()
-                self.probes.beat("loop")
+                self.probes.expect("schedule", JOBS_SILENCE_S_MAX + parts.settings.venue.outage_s_max)
                 if parts.clock.stepped and _orders_changed(parts):
                     await parts.reconciler.sync()
                 await scheduler.run_due()
                 self._between_steps.set()
         finally:
+            self.probes.expect("schedule", None)
             scheduler.shutdown(wait=False)
         self.report.reason = jobs.finished
 
     async def _heartbeat(self) -> None:
-        """Beat for the loop, and tell systemd's watchdog while every probe is fresh."""
+        """Beat for the loop, and tell systemd's watchdog while every probe is fresh.
+
+        That the loop turns does not show that anything is done: a step that never ends stops the watchdog's food by
+        the probe `schedule`, a close that is never decided by `cycle`.
+        """
         while True:
             self.probes.beat("loop")
             self.notifier.watchdog(self.probes)
@@ -419,6 +429,13 @@ def first_close(parts: Parts) -> datetime:
     if now - latest <= deadline and (last is None or latest > last):
         return latest
     return parts.calendar.next_close(max(now, last) if last is not None else now, period)
+
+
+def _wait_s_max(parts: Parts, wakeup: datetime) -> float:
+    """Return how long the wait for a venue time may take, wall seconds."""
+    if parts.clock.stepped:
+        return STEP_SILENCE_S_MAX
+    return max((wakeup - parts.clock.now()).total_seconds(), 0.0) + WAIT_SILENCE_S_MAX
 
 
 def _orders_changed(parts: Parts) -> bool:
