@@ -324,9 +324,9 @@ class Trader:
         for row in decisions:
             outcome = ended.get(row["symbol"], row["outcome"]) if row["outcome"] == PLANNED else row["outcome"]
             metrics.decided(row["action"].lower(), outcome)
-            vote = row["votes"][self.parts.strategy.name]
-            if "abstained" in vote:
-                metrics.abstained(self.parts.strategy.name, vote["abstained"])
+            for mind, vote in row["votes"].items():
+                if "abstained" in vote:
+                    metrics.abstained(mind, vote["abstained"])
 
 
 __all__ = ["BrokerError", "CycleReport", "Trader"]

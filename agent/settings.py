@@ -88,7 +88,9 @@ class StrategySettings(Section):
     """Who decides."""
 
     name: str = "dqn"
-    """`dqn` (the bundle of the slot) or a baseline's name."""
+    """`dqn` (the bundle of the slot), `llm` (the language model), `fused` (both), or a baseline's name."""
+    mode: Literal["dqn", "llm", "fused"] | None = None
+    """Which minds decide; says the same as `name`, for the three that are models."""
     slot: str = "default"
     """Registry slot that names the bundle."""
     models: Path = Path("models")
@@ -101,6 +103,63 @@ class StrategySettings(Section):
     """Allow targets of -1."""
     data_feed: str = "recorded"
     """Name of the data feed; a bundle trained on another feed is refused."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_by_mode(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("mode") is not None and "name" not in values:
+            return {**values, "name": values["mode"]}
+        return values
+
+    @model_validator(mode="after")
+    def _one_name(self) -> StrategySettings:
+        if self.mode is not None and self.mode != self.name:
+            raise ValueError(f"mode is {self.mode!r} and name is {self.name!r}: set one of them")
+        return self
+
+
+class FusionSettings(Section):
+    """How the two minds are pooled (`strategy.mode: fused`); what is not set here comes from the slot."""
+
+    llm_weight: float | None = Field(None, ge=0, le=100)
+    """Weight of the language model; None takes the slot's, which is 0 until it was earned."""
+    temperature: float | None = Field(None, gt=0)
+    """Temperature of the softmax over the network's values, in their unit (log equity); None takes the slot's."""
+
+
+class LlmSettings(Section):
+    """The language model, served by Ollama; used with `strategy.mode` `llm` or `fused`."""
+
+    host: str = "http://127.0.0.1:11434"
+    """The server. Plain HTTP leaves this machine only to `trusted_hosts`."""
+    trusted_hosts: tuple[str, ...] = ()
+    """Host names that may be spoken to in plain HTTP although they are not this machine."""
+    model: str | None = None
+    """Name (tag) of the model on the server; None takes the slot's."""
+    digest: str | None = Field(None, pattern=r"^(sha256:)?[0-9a-f]{12,64}$")
+    """Digest of the model, at least its first 12 digits; another one served under the name has no vote."""
+    deadline_s: float = Field(8.0, gt=0, le=600)
+    """Longest wait for the answers of one close; it ends before `daemon.decision_deadline_s` in any case."""
+    concurrency: int = Field(8, ge=1, le=256)
+    """Most questions at the server at a time."""
+    mass_min: float = Field(0.2, ge=0, le=1)
+    """Least probability that the three actions must have together before they are renormalised."""
+    temperature: float = Field(1.0, gt=0, le=100)
+    """Calibration: what the log-probabilities are divided by."""
+    seed: int = 0
+    """Sent with every question."""
+    context_tokens: int = Field(2_048, ge=256, le=131_072)
+    """Context length (num_ctx): a change makes the server load the model again."""
+    answer_tokens: int = Field(64, ge=8, le=1_024)
+    """Longest answer (num_predict)."""
+    warm_up_timeout_s: float = Field(300.0, gt=0, le=3_600)
+    """Longest wait for the model to be loaded; until then it has no vote, and that is no failure."""
+    failures_max: int = Field(3, ge=1, le=100)
+    """Failures in a row after which the model is left alone."""
+    pause_s: float = Field(60.0, gt=0, le=86_400)
+    """For how long, before one question tries again."""
+    recorded: Path | None = None
+    """Recorded answers that a backtest reads: a ledger, or a JSONL file. None: the ledger of `ledger.url`."""
 
 
 class SizingSettings(Section):
@@ -200,6 +259,12 @@ class LogSettings(Section):
     """Least level that is written."""
     format: Literal["console", "json"] = "console"
     """For people or for machines."""
+    file: Path | None = None
+    """File that the daemon writes its log to as well; followed when it is renamed (logrotate). None: stderr alone."""
+    file_bytes_max: int | None = Field(None, ge=100_000)
+    """Size from which the daemon rotates the file itself; None leaves that to logrotate."""
+    files_kept: int = Field(5, ge=1, le=100)
+    """Files kept when the daemon rotates: `file.1`, the newest, and so on."""
 
 
 NotifiedEvent = Literal["fills", "halts", "incidents", "daily_summary", "start_stop"]
@@ -243,6 +308,8 @@ class Settings(Section):
     exchange: ExchangeSettings = ExchangeSettings()
     costs: CostSettings = CostSettings()
     strategy: StrategySettings = StrategySettings()
+    llm: LlmSettings = LlmSettings()
+    fusion: FusionSettings = FusionSettings()
     sizing: SizingSettings = SizingSettings()
     exits: ExitSettings = ExitSettings()
     risk: RiskSettings = RiskSettings()

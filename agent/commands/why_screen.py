@@ -92,8 +92,12 @@ def _vote(vote: Mapping[str, Any]) -> str:
     if vote.get("q"):
         values = [f"{_TARGETS[int(target)]} {value:.6g}" for target, value in vote["q"].items()]
         told += f"; value of {', '.join(values)}"
+    if vote.get("p"):
+        told += "; probability of " + ", ".join(f"{_TARGETS[int(t)]} {value:.3f}" for t, value in vote["p"].items())
     if vote.get("detail"):
         told += "; " + ", ".join(f"{name} {value:.6g}" for name, value in vote["detail"].items())
+    if vote.get("note"):
+        told += f'; it says: "{vote["note"]}"'
     return told
 
 
