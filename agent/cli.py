@@ -6,6 +6,7 @@ Sub-commands of other packages (`train`) come in through the entry-point group `
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -112,6 +113,9 @@ def root(
 
 def main() -> None:
     """Run the command line; errors a user can mend end in one screen and exit code 1, wrong usage in 2."""
+    if os.getpid() == 1:
+        # the first process of a container: a signal that it has no handler for is ignored, unlike anywhere else
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     from agent.commands.errors import run_guarded  # noqa: PLC0415 - the guard knows the error types without importing them
 
     sys.exit(run_guarded(app))

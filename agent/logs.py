@@ -2,7 +2,8 @@
 
 Records of the standard library (APScheduler, uvicorn, the venue's client) take the same way. Redaction works on the
 rendered line as well as on the values in it, so a secret inside an exception's text, a nested mapping, a key or a
-library's message is replaced like any other. Logs go to stderr; stdout belongs to results.
+library's message is replaced like any other. Logs go to stderr, and to a file where one is named; stdout belongs to
+results.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Literal, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from agent.logfile import LogFile
 from agent.redaction import REDACTED, Redactor, is_secret_name
 
 __all__ = ["REDACTED", "Redactor", "capture_uncaught", "configure", "is_secret_name"]
@@ -41,6 +43,7 @@ def configure(
     level: str = "info",
     secrets: Iterable[str] = (),
     stream: TextIO | None = None,
+    file: LogFile | None = None,
 ) -> Redactor:
     """Configure structlog and the standard library's root logger; replaces an earlier configuration.
 
@@ -49,6 +52,7 @@ def configure(
         level: Least level that is written (`debug`, `info`, `warning`, `error`).
         secrets: Values that must never appear.
         stream: Where to write; stderr where None.
+        file: Where to write as well.
 
     Returns:
         The redactor, for other ways out of the process.
@@ -63,24 +67,29 @@ def configure(
         structlog.processors.StackInfoRenderer(),
         structlog.processors.format_exc_info,
     ]
-    renderer: Processor
-    if style == "json":
-        renderer = structlog.processors.JSONRenderer(sort_keys=True, ensure_ascii=False)
-    else:
-        target = sys.stderr if stream is None else stream
-        renderer = structlog.dev.ConsoleRenderer(
-            colors=target.isatty(), exception_formatter=structlog.dev.plain_traceback
+
+    def formatter(*, colours: bool) -> logging.Formatter:
+        renderer: Processor
+        if style == "json":
+            renderer = structlog.processors.JSONRenderer(sort_keys=True, ensure_ascii=False)
+        else:
+            renderer = structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=structlog.dev.plain_traceback)
+        return structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _Bounded(redactor), renderer],
         )
-    formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=shared,
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _Bounded(redactor), renderer],
-    )
-    handler = _RedactingHandler(stream, redactor)
-    handler.setFormatter(formatter)
+
     root = logging.getLogger()
     for old in [h for h in root.handlers if isinstance(h, _RedactingHandler)]:
         root.removeHandler(old)
+        old.close()
+    handler = _RedactingHandler(stream, redactor)
+    handler.setFormatter(formatter(colours=(sys.stderr if stream is None else stream).isatty()))
     root.addHandler(handler)
+    if file is not None:
+        in_file = _FileHandler(file, redactor)
+        in_file.setFormatter(formatter(colours=False))
+        root.addHandler(in_file)
     root.setLevel(level.upper())
     for noisy in ("alembic", "apscheduler", "uvicorn.access", "urllib3", "websockets"):
         logging.getLogger(noisy).setLevel(max(root.level, logging.WARNING))
@@ -216,3 +225,23 @@ class _RedactingHandler(logging.StreamHandler[TextIO]):
             sys.stderr.write(f"a log record of {record.name} could not be written: {kind}\n")
         except (OSError, ValueError):
             return  # stderr itself is gone: there is nowhere left to say it
+
+
+class _FileHandler(_RedactingHandler):
+    """Writes to a file that may be renamed under it; a record that cannot be written is told on stderr."""
+
+    def __init__(self, file: LogFile, redactor: Redactor) -> None:
+        super().__init__(file.current(), redactor)
+        self._file = file
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.stream = self._file.current()
+        except OSError:
+            self.handleError(record)
+            return
+        super().emit(record)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

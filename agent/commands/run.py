@@ -25,12 +25,17 @@ def run(
 
     from agent.daemon import Daemon  # noqa: PLC0415 - same
     from agent.known_secrets import known_secrets  # noqa: PLC0415 - same
+    from agent.logfile import LogFile  # noqa: PLC0415 - same
     from agent.logs import capture_uncaught, configure  # noqa: PLC0415 - same
     from agent.settings import load  # noqa: PLC0415 - same
 
     chosen = [*(overrides or []), *([f"strategy.name={strategy}"] if strategy else [])]
     settings = load(config, chosen)
-    configure(style=settings.log.format, level=settings.log.level, secrets=known_secrets(settings))
+    chosen_log = settings.log
+    file = None
+    if chosen_log.file is not None:
+        file = LogFile(chosen_log.file, bytes_max=chosen_log.file_bytes_max, files_kept=chosen_log.files_kept)
+    configure(style=chosen_log.format, level=chosen_log.level, secrets=known_secrets(settings), file=file)
     capture_uncaught()
     with asyncio.Runner() as runner:
         report = runner.run(Daemon(settings).run())
