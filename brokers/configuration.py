@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from brokers.costs import CostModel
+from brokers.costs import HALF_SPREAD_BPS_MAX, CostModel
 
 ENV_PREFIX = "TANDEM__"
 FAULTS_SHOWN_MAX = 12
@@ -49,10 +49,10 @@ class CostSettings(Section):
 
     fee_bps: float = Field(10.0, ge=0, lt=10_000)
     """Commission on traded notional, per side, basis points."""
-    half_spread_bps: float = Field(2.0, ge=0, lt=10_000)
+    half_spread_bps: float = Field(2.0, ge=0, le=HALF_SPREAD_BPS_MAX)
     """Half of the bid-ask spread, basis points of the price; paid by orders that take."""
     impact: float = Field(0.5, ge=0)
-    """Y of the square-root law of size impact, dimensionless; 0 for none."""
+    """Y of the square-root law of size impact, dimensionless; 0 for none. No impact exceeds half the price."""
     latency_bars: int = Field(1, ge=1)
     """Bars between a decision and its earliest fill; 1 = the next bar's open."""
 

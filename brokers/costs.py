@@ -6,7 +6,8 @@ Fractions are per side and per unit of position change; prices are in quote curr
 Size impact follows the square-root law (Almgren, Thum, Hauptmann & Li 2005, "Direct Estimation of Equity
 Market Impact"; Toth et al. 2011): impact = Y * sigma * sqrt(quantity / volume). Sigma is Parkinson's (1980)
 range estimate ln(high/low) / (2 sqrt(ln 2)) of the *reference bar*, the last bar completed before the fill,
-and volume is that bar's volume, so the cost of an order is known when it is decided.
+and volume is that bar's volume, so the cost of an order is known when it is decided. It is bounded by
+`IMPACT_FRACTION_MAX`, so that prices stay positive.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ from brokers.series import BarSeries, Float
 PRICE_QUANTUM = Decimal("0.000000001")
 """Fill prices and fees are rounded half-even to 1e-9 of the quote currency, everywhere."""
 
+IMPACT_FRACTION_MAX = 0.5
+"""Largest size impact as a fraction of the price: the square-root law is no law for an order that eats a market."""
+HALF_SPREAD_BPS_MAX = 4_999.0
+"""Largest half-spread: with the largest impact a sale still fills at a positive price."""
+
 _PARKINSON = 1.0 / (2.0 * math.sqrt(math.log(2.0)))
 _BPS = 1e-4
 
@@ -31,7 +37,8 @@ class CostModel:
 
     Args:
         fee_bps: Commission on traded notional, basis points.
-        half_spread_bps: Half of the bid-ask spread, basis points of the price; paid by orders that take.
+        half_spread_bps: Half of the bid-ask spread, basis points of the price; paid by orders that take. At most
+            `HALF_SPREAD_BPS_MAX`.
         impact: Y of the square-root law, dimensionless; 0 for none.
         latency_bars: Bars between a decision and its earliest fill; 1 = fill at the next bar's open.
         participation_cap: Largest quantity / volume that enters the square root.
@@ -50,18 +57,23 @@ class CostModel:
             if not math.isfinite(value) or value < 0:
                 msg = f"costs.{name} is {value}: give a finite number of at least 0"
                 raise ValueError(msg)
+        if self.half_spread_bps > HALF_SPREAD_BPS_MAX:
+            msg = (
+                f"costs.half_spread_bps is {self.half_spread_bps}: give at most {HALF_SPREAD_BPS_MAX:g}, half the price"
+            )
+            raise ValueError(msg)
         if self.latency_bars < 1:
             msg = f"costs.latency_bars is {self.latency_bars}: a fill comes at the next open at best, give at least 1"
             raise ValueError(msg)
 
     def impact_fraction(self, qty: float, reference: ReferenceBar) -> float:
-        """Return the price move, as a fraction, that an order of `qty` units causes."""
+        """Return the price move that an order of `qty` units causes, a fraction of at most `IMPACT_FRACTION_MAX`."""
         if self.impact == 0.0 or qty == 0.0:
             return 0.0
         participation = self.participation_cap
         if reference.volume > 0.0:
             participation = min(abs(qty) / reference.volume, self.participation_cap)
-        return self.impact * reference.sigma * math.sqrt(participation)
+        return min(self.impact * reference.sigma * math.sqrt(participation), IMPACT_FRACTION_MAX)
 
     def side_fraction(self, qty: float, reference: ReferenceBar) -> float:
         """Return the whole cost of one taking side as a fraction of notional: fee + half-spread + impact."""

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from brokers.costs import SPLIT_RATIO, CostModel
+from brokers.costs import IMPACT_FRACTION_MAX, SPLIT_RATIO, CostModel
 from brokers.series import BarSeries
 from training.errors import TrainingError
 
@@ -182,7 +182,8 @@ def side_fractions(costs: CostModel, qty_T: Float, sigma_T: Float, volume_T: Flo
     """Return `CostModel.side_fraction` of each row's quantity and reference bar, as one array."""
     with np.errstate(divide="ignore", invalid="ignore"):
         share_T = np.where(volume_T > 0.0, np.abs(qty_T) / volume_T, np.inf)
-    impact_T = costs.impact * sigma_T * np.sqrt(np.minimum(share_T, costs.participation_cap))
+    law_T = costs.impact * sigma_T * np.sqrt(np.minimum(share_T, costs.participation_cap))
+    impact_T = np.minimum(law_T, IMPACT_FRACTION_MAX)
     return np.where(qty_T == 0.0, 0.0, impact_T) + (costs.fee_bps + costs.half_spread_bps) * 1e-4
 
 

@@ -96,7 +96,7 @@ def test_a_later_fill_pays_the_impact_of_the_bar_before_it_in_its_own_units() ->
 
 @given(
     qty=st.floats(0, 1e7),
-    high=st.floats(1.0, 1.5),
+    high=st.floats(1.0, 3.0),
     volume=st.floats(0, 1e6),
     fee=st.floats(0, 100),
     impact=st.floats(0, 5),
