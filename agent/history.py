@@ -1,7 +1,7 @@
 """Bars that were seen: warming the features at the start, and moving bars from the ledger to the bar store.
 
 Live bars are written to the ledger in the cycle's transaction; when a session has ended they are written to
-the bar store as a whole, and the ledger keeps only what came since.
+the bar store as a whole, and the ledger keeps only what came since. Without a bar store it keeps the features' memory.
 """
 
 from __future__ import annotations
@@ -132,15 +132,16 @@ class History:
         self.features.warm(self._joined(symbol, self._stored([symbol]).get(symbol), bars, until))
 
     def compact(self, close: datetime) -> None:
-        """When a session has ended, write its bars to the store and drop older ones from the ledger."""
-        if self.store_root is None:
-            return
+        """When a session has ended, write its bars to the store (if any) and drop older ones from the ledger."""
         session = int(self.calendar.session_ids(np.array([to_ns(close)]))[0])
         if self._compacted_session is None:
             self._compacted_session = session
         if session == self._compacted_session:
             return
         self._compacted_session = session
+        if self.store_root is None:
+            self._prune(close)
+            return
         seen = schema.bars_seen.c
         question = select(schema.bars_seen).where(seen.close_time <= close)
         mark = self.ledger.get_state("bars_stored")
@@ -152,6 +153,12 @@ class History:
             self.ledger.set_state(connection, "bars_stored", {"until": schema.iso(close)})
             connection.execute(delete(schema.bars_seen).where(seen.close_time <= close - KEEP_IN_LEDGER))
         log.info("bars stored", bars=stored)
+
+    def _prune(self, close: datetime) -> None:
+        """Keep in the ledger what a warm start and `tandem why` need: no store has the rest."""
+        kept_from = min(close - KEEP_IN_LEDGER, self._lookback(close))
+        with self.ledger.transaction() as connection:
+            connection.execute(delete(schema.bars_seen).where(schema.bars_seen.c.close_time <= kept_from))
 
     def _store_all(self, question: Select[Any]) -> int:
         """Write the bars that a question finds to the store, as many at a time as memory allows; returns how many."""

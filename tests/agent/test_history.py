@@ -189,6 +189,19 @@ def test_the_ledger_keeps_two_days_of_stored_bars(ledger: Ledger, tmp_path: Path
     assert BEGIN + timedelta(days=4) - KEEP_IN_LEDGER - PERIOD <= oldest <= BEGIN + timedelta(days=4)
 
 
+@pytest.mark.parametrize("days", [4, 8])
+def test_without_a_bar_store_the_ledger_keeps_what_a_warm_start_needs_and_no_more(ledger: Ledger, days: int) -> None:
+    data = Recorded({s: [bar(s, n) for n in range(24 * days)] for s in SYMBOLS})
+    play(make(ledger, data, None), ledger, range(24 * days))
+    per_symbol = len(ledger.rows(select(schema.bars_seen))) // len(SYMBOLS)
+    assert SPEC.memory_bars <= per_symbol <= max(SPEC.memory_bars, KEEP_IN_LEDGER / PERIOD) + 26
+    history = make(ledger, data, None)
+    until = BEGIN + 24 * days * PERIOD
+    asyncio.run(history.warm_all(until))
+    assert data.asked == []
+    np.testing.assert_allclose(history.features.latest(SYMBOLS), latest_of_everything(data, until), rtol=0, atol=1e-12)
+
+
 def test_a_bar_store_of_another_market_is_refused(tmp_path: Path) -> None:
     first = load(None, [f"daemon.bar_store={tmp_path / 'bars'}", "exchange.synthetic.seed=1"])
     check_bar_store(first)
