@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("agent.commands.run:run", "Run the daemon."),
     "backtest": ("agent.commands.backtest:backtest", "Replay recorded bars through the live cycle."),
     "exchange": ("agent.commands.exchange:exchange", "Run the built-in paper exchange for any client."),
+    "ollama": ("agent.commands.ollama:ollama", "Stand in for an Ollama server: answers by rule or script, and faults."),
     "status": ("agent.commands.operate:status", "Show the account, positions, exits, orders and incidents."),
     "why": ("agent.commands.operate:why", "Explain what was decided on a bar, traded or not."),
     "halt": ("agent.commands.operate:halt", "Stop entries until `tandem resume`; exits go on."),
