@@ -73,7 +73,7 @@ class Question:
     @property
     def sha256(self) -> str:
         """The prompt's hash: what a script may match on."""
-        return sha256(self.prompt.encode()).hexdigest()
+        return sha256(self.prompt.encode(errors="replace")).hexdigest()
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -291,9 +291,10 @@ def _choice(start: int, word: str, probabilities: Mapping[str, float], mass: flo
 def _pick(question: Question, probabilities: Mapping[str, float]) -> str:
     """Return the likeliest word at temperature 0, else one drawn by the seed option."""
     temperature = question.options.get("temperature", 0.8)
-    if not temperature:
+    if not temperature > 0:
         return max(probabilities, key=lambda word: probabilities[word])
-    weights = {word: value ** (1 / temperature) for word, value in probabilities.items()}
+    most = max(probabilities.values())
+    weights = {word: (value / most) ** (1 / temperature) for word, value in probabilities.items()}
     point = draw(int(question.options.get("seed", question.number)), "sample", question.sha256) * sum(weights.values())
     for word, weight in weights.items():
         point -= weight

@@ -13,6 +13,7 @@ __all__ = ["SchemaError", "choices", "fill"]
 
 _DEPTH_MAX = 8
 _ITEMS_MAX = 16
+_VALUES_MAX = 256
 _PLAIN_TEXT = "by the numbers"
 _MARK = "\x00"
 
@@ -49,9 +50,13 @@ def fill(schema: Mapping[str, Any], word: str) -> tuple[str, int | None]:
 class _Filler:
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
+        self._left = _VALUES_MAX
         self.words: tuple[str, ...] = ()
 
     def value(self, schema: object, depth: int) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise SchemaError(f"schema asks for more than {_VALUES_MAX} values")
         if depth > _DEPTH_MAX or not isinstance(schema, Mapping):
             raise SchemaError(f"schema is nested deeper than {_DEPTH_MAX}, or is not an object: {str(schema)[:60]}")
         if "$ref" in schema:

@@ -17,19 +17,22 @@ from agent.ollama.faults import WRONG_CONTENTS, Fault, FaultName, FaultPlan
 from agent.ollama.tokens import Split, Token, tokenise
 from agent.ollama.wire import ApiError, Asked, canonical, expiry
 
-__all__ = ["Generated", "Seen", "Standin"]
+__all__ = ["QUEUE_FULL", "Generated", "Seen", "Standin"]
 
 VERSION = "0.33.0"
 _VERSION_WITHOUT_LOGPROBS = "0.12.10"
 """The last server that knew no log probabilities."""
-_QUEUE_FULL = "server busy, please try again.  maximum pending requests exceeded"
+QUEUE_FULL = "server busy, please try again.  maximum pending requests exceeded"
 _RUBBISH_CONTENT = "As a language model I would rather look at the chart first."
 _PROMPT_CHARS_MAX = 16_384
 """Characters of a prompt that are remembered."""
 _SEEN_MAX = 512
 """Requests that are remembered."""
+_RUNNER_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "num_thread")
+"""A request that changes one of them has the model loaded anew."""
 _FAMILY = {"format": "gguf", "family": "qwen3", "families": ["qwen3"], "parent_model": ""}
 _SIZE_BYTES = 500_000_000
+_CONTEXT = 4_096
 
 
 @dataclass(slots=True)
@@ -83,6 +86,7 @@ class Generated:
 @dataclass(slots=True)
 class _Loaded:
     expires: datetime
+    runner: tuple[Any, ...]
 
 
 @dataclass(slots=True)
@@ -103,7 +107,7 @@ class _Queue:
             ApiError: 503, too many wait already.
         """
         if self.free.locked() and self.waiting >= self.queued_max:
-            raise ApiError(503, _QUEUE_FULL)
+            raise ApiError(503, QUEUE_FULL)
         self.waiting += 1
         try:
             await self.free.acquire()
@@ -178,8 +182,13 @@ class Standin:
         self._load_s = load_s
         self._version = version
         self._born = datetime.now(UTC)
+        self._places = (parallel, queued_max)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin as a server does that was just started: nothing loaded, nobody waiting; faults and memory stay."""
         self._loaded: dict[str, _Loaded] = {}
-        self._queue = _Queue(parallel, queued_max)
+        self._queue = _Queue(*self._places)
 
     def set_faults(self, *faults: object) -> tuple[Fault, ...]:
         """Replace the faults in force; a slow load makes every model cold again.
@@ -237,11 +246,9 @@ class Standin:
 
     # models
 
-    def known(self, model: str) -> str | None:
-        """Return a model's canonical name; None where there is no such model."""
-        if self.plan.standing(FaultName.MISSING_MODEL) is not None:
-            return None
-        return canonical(model) if canonical(model) in map(canonical, self.models) else None
+    def has(self, model: str) -> bool:
+        """Whether there is such a model."""
+        return canonical(model) in map(canonical, self.models)
 
     def digest(self, model: str) -> str:
         """Return a model's digest."""
@@ -252,17 +259,17 @@ class Standin:
 
     def listed(self) -> list[dict[str, Any]]:
         """Return the models as `/api/tags` lists them."""
-        return [
-            self._entry(name) | {"modified_at": self._born} for name in map(canonical, self.models) if self.known(name)
-        ]
+        if self.plan.standing(FaultName.MISSING_MODEL) is not None:
+            return []
+        return [self._entry(name) | {"modified_at": self._born} for name in map(canonical, self.models)]
 
     def running(self) -> list[dict[str, Any]]:
         """Return the loaded models as `/api/ps` lists them."""
         self._unload_expired()
         return [
-            self._entry(name) | {"expires_at": loaded.expires, "size_vram": 0, "context_length": 4096}
+            self._entry(name)
+            | {"expires_at": loaded.expires, "size_vram": 0, "context_length": loaded.runner[0] or _CONTEXT}
             for name, loaded in self._loaded.items()
-            if self.known(name)
         ]
 
     def _entry(self, name: str) -> dict[str, Any]:
@@ -292,11 +299,14 @@ class Standin:
             name = canonical(asked.model)
             self._unload_expired()
             load_s = 0.0
-            if name not in self._loaded:
+            runner = tuple(asked.options.get(key) for key in _RUNNER_OPTIONS)
+            if name not in self._loaded or self._loaded[name].runner != runner:
+                self.unload(name)
+                self.counters["load"] += 1
                 slow = self.meeting(seen, {FaultName.SLOW_LOAD})
                 load_s = slow[FaultName.SLOW_LOAD].number if slow else self._load_s
                 await asyncio.sleep(load_s)
-            self._loaded[name] = _Loaded(expiry(datetime.now(UTC), max(asked.kept_s, 86_400.0)))
+            self._loaded[name] = _Loaded(expiry(datetime.now(UTC), max(asked.kept_s, 86_400.0)), runner)
             try:
                 yield load_s
             finally:
@@ -340,6 +350,8 @@ class Standin:
             return spoken(said, question) if isinstance(said, str) else compose(question, said)
         except AnswersError as error:
             raise ApiError(500, str(error)) from error
+        except Exception as error:
+            raise ApiError(500, f"the answerer failed: {error!r}") from error
 
 
 def _bounded(tokens: tuple[Token, ...], options: Mapping[str, Any]) -> tuple[tuple[Token, ...], str]:

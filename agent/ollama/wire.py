@@ -228,7 +228,7 @@ def _format(given: object) -> Mapping[str, Any] | str | None:
         raise ApiError(400, f'invalid format: {json.dumps(given)}; expected "json" or a valid JSON Schema object')
     try:
         choices(given)
-    except (SchemaError, TypeError, ValueError, AttributeError) as error:
+    except (SchemaError, TypeError, ValueError, AttributeError, LookupError) as error:
         raise ApiError(400, f"invalid JSON schema in format: {error}") from error
     return given
 
@@ -253,7 +253,7 @@ def _keep_alive(given: object) -> float | None:
     if given is None:
         return None
     if isinstance(given, int | float) and not isinstance(given, bool):
-        return _FOR_EVER_S if given < 0 else float(given)
+        return _FOR_EVER_S if not 0 <= given < _FOR_EVER_S else float(given)
     if isinstance(given, str):
         text = given.removeprefix("-")
         parts = _DURATION.findall(text)
