@@ -39,4 +39,7 @@ def _fault(opinion: Opinion) -> str | None:
     for distance in () if exits is None else (exits.stop, exits.take_profit):
         if distance is not None and not (math.isfinite(distance) and distance > 0.0):
             return f"an exit lies at a distance of {distance}"
+    for mind, vote in opinion.votes.items():
+        if isinstance(vote, Opinion) and (wrong := _fault(vote)) is not None:
+            return f"{mind}: {wrong}"
     return None

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -20,6 +20,7 @@ from agent.ledger import schema
 from agent.ledger.store import Ledger
 from agent.logs import Redactor
 from agent.metrics import Metrics
+from agent.minds import StartError, make_minds
 from agent.parts import Parts
 from agent.reconcile import Reconciler
 from agent.settings import Settings
@@ -33,15 +34,14 @@ from strategies.features import IncrementalFeatures
 from strategies.sizing import SizingConfig, bars_per_year
 from strategies.strategy import Strategy
 
+if TYPE_CHECKING:
+    from agent.ledger.answers import PendingAnswers
+
 log = structlog.get_logger("tandem.app")
 
 
 SOURCE_FILE = "source.txt"
 """In a bar store: whose bars it holds."""
-
-
-class StartError(Exception):
-    """The daemon or replay cannot be built; the message says what to do."""
 
 
 @dataclass(slots=True)
@@ -61,41 +61,14 @@ def tandem_version() -> str:
         return "source"
 
 
-def make_strategy(settings: Settings) -> tuple[Strategy, str]:
-    """Return the strategy that the settings name, and an id that pins it (the bundle's, or the parameters).
+def make_strategy(settings: Settings, *, replaying: bool = False) -> tuple[Strategy, str]:
+    """Return the strategy that the settings name, and what pins it; see `agent.minds`.
 
     Raises:
-        StartError: There is no such strategy or bundle, or the bundle does not fit.
+        StartError: There is no such strategy, bundle or model, or it does not fit.
     """
-    chosen = settings.strategy
-    if chosen.name != "dqn":
-        from strategies.baselines import BaselineError, make_baseline  # noqa: PLC0415 - only what is configured
-
-        params: dict[str, Any] = dict(chosen.params)
-        try:
-            return make_baseline(
-                chosen.name, params | {"shorts": chosen.shorts}, settings.bar_period
-            ), f"{chosen.name}:{params}"
-        except BaselineError as error:
-            raise StartError(str(error)) from error
-    from strategies.bundle import Bundle, BundleError, Registry  # noqa: PLC0415 - only what is configured
-    from strategies.policy import BundlePolicy  # noqa: PLC0415 - only what is configured
-
-    try:
-        if chosen.bundle is not None:
-            bundle = Bundle.load(chosen.bundle, data_feed=chosen.data_feed)
-        else:
-            bundle = Registry(chosen.models).load_slot(chosen.slot, data_feed=chosen.data_feed)
-        policy = BundlePolicy(bundle, shorts=chosen.shorts)
-    except BundleError as error:
-        raise StartError(str(error)) from error
-    made_for_s, wanted_s = bundle.feature_spec.period_s, settings.bar_period.total_seconds()
-    if made_for_s is not None and made_for_s != wanted_s:
-        raise StartError(
-            f"policy {bundle.id} decides on bars of {made_for_s:g} s, period is {settings.period} ({wanted_s:g} s): "
-            "set period to the policy's, or train one on these bars"
-        )
-    return policy, bundle.id
+    minds = make_minds(settings, replaying=replaying)
+    return minds.strategy, minds.pinned
 
 
 def make_calendar(settings: Settings) -> TradingCalendar:
@@ -184,6 +157,7 @@ async def wire(
     metrics: Metrics | None = None,
     bar_store: Path | None = None,
     record_settings: bool = True,
+    answers: PendingAnswers | None = None,
 ) -> Parts:
     """Build the parts around a connected venue, and write the run into the ledger.
 
@@ -250,6 +224,7 @@ async def wire(
         reconciler=reconciler,
         desk=desk,
         pause=pause,
+        answers=answers,
     )
 
 

@@ -234,7 +234,11 @@ class Trader:
             self.ledger.upsert(connection, schema.equity, [equity_row])
             self.ledger.upsert(connection, schema.cycles, [cycle_row])
             self._write_intents(connection, intents)
+            if self.parts.answers is not None:
+                self.parts.answers.write(connection, self.ledger)
             self._halt_on_breach(connection, view)
+        if self.parts.answers is not None:
+            self.parts.answers.written()
         for bar in bars:
             self.newest[bar.symbol] = bar
         state.last_close, state.last_close_done = close, not intents

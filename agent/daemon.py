@@ -19,12 +19,16 @@ from decimal import Decimal
 
 import structlog
 
-from agent.app import StartError, Venue, check_bar_store, claim_bar_store, end_run, make_calendar, make_strategy, wire
+from agent.app import Venue, check_bar_store, claim_bar_store, end_run, make_calendar, wire
 from agent.cycle import CycleReport, Trader
+from agent.delivery import AppriseSender, check_urls, notification_urls
 from agent.health import HealthServer, Probes, Readiness
 from agent.known_secrets import redactor_of
 from agent.ledger.store import Ledger, open_ledger
 from agent.metrics import Metrics
+from agent.minds import Minds, StartError, make_minds
+from agent.news import NewsDesk
+from agent.notify import Notifications
 from agent.parts import Parts
 from agent.schedule import VenueScheduler
 from agent.settings import Settings
@@ -32,7 +36,6 @@ from agent.systemd import Notifier
 from agent.venue import check_venue, open_venue
 from brokers.calendar import TradingCalendar
 from brokers.domain import AuthError, BrokerError
-from strategies.strategy import Strategy
 
 log = structlog.get_logger("tandem.daemon")
 
@@ -40,8 +43,12 @@ HEARTBEAT_S = 1.0
 """Wall seconds between two beats of the loop; also how often the watchdog is told."""
 LOOP_SILENCE_S_MAX = 10.0
 """A loop that has not beaten for so long is stuck."""
+NEWS_SHARE = 0.9
+"""Of `daemon.stop_timeout_s`: by when nobody waits for a notification any more."""
 STOP_SHARE = 0.4
 """Of `daemon.stop_timeout_s`: how long a step may take to end after a signal, and then to be cut short."""
+LAST_NEWS_S_MAX = 2.0
+"""How long the end of a run may wait for its own notification; what is left of the stop's time, if that is less."""
 FILL_LOOK_S = 1.0
 """On a running venue, venue seconds between two looks while an entry or a close may fill."""
 CYCLES_TIMED_MAX = 1_000
@@ -88,6 +95,8 @@ class Daemon:
         self.notifier = Notifier()
         self.report = DaemonReport()
         self._began = time.monotonic()
+        self._notifications: Notifications | None = None
+        self._stop_by: float | None = None
         self._between_steps = asyncio.Event()
         self._between_steps.set()
         self._cycle_s: deque[float] = deque(maxlen=CYCLES_TIMED_MAX)
@@ -96,13 +105,15 @@ class Daemon:
         """Run until the feed ends, `daemon.max_bars` is reached, or a signal.
 
         Raises:
-            StartError, LedgerError, BrokerError, HealthServerError: The daemon cannot start or go on.
+            StartError, LedgerError, BrokerError, HealthServerError, NotificationError: The daemon cannot start or go
+                on.
         """
         stop = _stop_on_signals()
         trading_calendar = make_calendar(self.settings)
         check_venue(self.settings)
         check_bar_store(self.settings)
-        strategy, strategy_id = make_strategy(self.settings)
+        await check_urls(self.settings.notifications, notification_urls(self.settings.notifications))
+        minds = make_minds(self.settings)
         ledger = open_ledger(
             self.settings.ledger.url,
             busy_timeout_s=self.settings.ledger.busy_timeout_s,
@@ -113,7 +124,7 @@ class Daemon:
         health: HealthServer | None = None
         try:
             health = self._serve_health()
-            work = asyncio.create_task(self._work(ledger, strategy, strategy_id, trading_calendar))
+            work = asyncio.create_task(self._work(ledger, minds, trading_calendar))
             stopped = asyncio.create_task(stop.wait())
             await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
@@ -122,6 +133,7 @@ class Daemon:
             else:
                 work.result()
         finally:
+            await self._tell_last_news()
             if health is not None:
                 health.close()
             ledger.close()
@@ -131,6 +143,7 @@ class Daemon:
         self.readiness.set_not_ready("stopping")
         self.notifier.stopping()
         self.report.reason = "signal"
+        self._stop_by = time.monotonic() + NEWS_SHARE * self.settings.daemon.stop_timeout_s
         # a step that has begun is finished if that is quick: cut short between the cancellation of a position's
         # exits and its close, it would leave the position bare until the next start
         step_s = STOP_SHARE * self.settings.daemon.stop_timeout_s
@@ -143,6 +156,34 @@ class Daemon:
         elif not work.cancelled() and (error := work.exception()) is not None:
             log.error("failed while stopping; the next start recovers", error=str(error))
 
+    def _tell_news(self, parts: Parts) -> None:
+        """Begin to tell people what the ledger says, where notification URLs are configured."""
+        chosen = parts.settings.notifications
+        urls = notification_urls(chosen)
+        if urls:
+            self._notifications = Notifications(
+                NewsDesk(
+                    parts.ledger,
+                    parts.clock,
+                    parts.calendar,
+                    run_id=parts.run_id,
+                    decision_deadline_s=parts.settings.daemon.decision_deadline_s,
+                ),
+                parts.ledger,
+                self.metrics,
+                chosen,
+                urls,
+                AppriseSender(chosen),
+                scope=parts.settings.account_scope,
+            )
+            self._notifications.start()
+
+    async def _tell_last_news(self) -> None:
+        """Tell how the run ended, if that is quick; otherwise the next run tells it."""
+        if self._notifications is not None:
+            left_s = LAST_NEWS_S_MAX if self._stop_by is None else self._stop_by - time.monotonic()
+            await self._notifications.finish(min(left_s, LAST_NEWS_S_MAX))
+
     def _serve_health(self) -> HealthServer | None:
         health = self.settings.health
         if health.port is None:
@@ -153,26 +194,29 @@ class Daemon:
         log.info("health", url=f"http://{health.host}:{server.port}")
         return server
 
-    async def _work(
-        self, ledger: Ledger, strategy: Strategy, strategy_id: str, trading_calendar: TradingCalendar
-    ) -> None:
+    async def _work(self, ledger: Ledger, minds: Minds, trading_calendar: TradingCalendar) -> None:
         async with open_venue(self.settings) as venue:
             settings = _with_symbols(self.settings, venue)
             parts = await wire(
                 settings,
                 venue,
                 ledger,
-                strategy,
-                strategy_id,
+                minds.strategy,
+                minds.pinned,
                 trading_calendar=trading_calendar,
                 pause=asyncio.sleep,
                 metrics=self.metrics,
                 bar_store=settings.daemon.bar_store,
+                answers=minds.answers,
             )
+            if minds.counters is not None:
+                self.metrics.watch_llm(minds.counters)
+            warming = asyncio.create_task(minds.warm_up())
             heartbeat = asyncio.create_task(self._heartbeat())
             reason = "failed"
             try:
                 claim_bar_store(settings)
+                self._tell_news(parts)
                 trader, first = await self._recover(parts)
                 await self._live(parts, trader, first)
                 reason = self.report.reason
@@ -184,6 +228,8 @@ class Daemon:
                 raise
             finally:
                 heartbeat.cancel()
+                warming.cancel()
+                await minds.aclose()
                 if self._cycle_s:
                     self.report.cycle_s_median = sorted(self._cycle_s)[len(self._cycle_s) // 2]
                 end_run(ledger, parts.run_id, ledger.redactor.text(reason))

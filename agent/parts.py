@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from agent.execution import OrderDesk
 from agent.history import History
@@ -21,10 +22,16 @@ from strategies.features import IncrementalFeatures
 from strategies.sizing import SizingConfig
 from strategies.strategy import Strategy
 
+if TYPE_CHECKING:
+    from agent.ledger.answers import PendingAnswers
+
 
 @dataclass(slots=True)
 class Parts:
-    """See the module. `pause` waits wall seconds; a replay's returns at once."""
+    """See the module. `pause` waits wall seconds; a replay's returns at once.
+
+    `answers` are the language model's, on their way to the ledger; None where none is asked.
+    """
 
     settings: Settings
     run_id: int
@@ -47,4 +54,5 @@ class Parts:
     reconciler: Reconciler
     desk: OrderDesk
     pause: Callable[[float], Awaitable[None]]
+    answers: PendingAnswers | None = None
     newest_bars: dict[str, Bar] = field(default_factory=dict)

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from agent.app import StartError, Venue
+from agent.app import Venue
+from agent.minds import StartError
 from agent.settings import Settings
 
 if TYPE_CHECKING:

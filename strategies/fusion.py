@@ -110,9 +110,9 @@ class Fused:
         if warm_up is not None:
             await warm_up()
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Let the language model's connections go."""
-        close = getattr(self.llm, "close", None)
+        close = getattr(self.llm, "aclose", None)
         if close is not None:
             await close()
 

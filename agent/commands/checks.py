@@ -213,7 +213,8 @@ def _bars(settings: Settings) -> Iterable[Check]:
 
 
 def _strategy(settings: Settings) -> Iterable[Check]:
-    from agent.app import StartError, make_strategy  # noqa: PLC0415 - loads the model
+    from agent.app import make_strategy  # noqa: PLC0415 - loads the model
+    from agent.minds import StartError  # noqa: PLC0415 - see above
 
     chosen = settings.strategy
     try:

@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import select
 
 from agent import history as history_module
-from agent.app import StartError, check_bar_store, claim_bar_store
+from agent.app import check_bar_store, claim_bar_store
+from agent.minds import StartError
 from agent.history import KEEP_IN_LEDGER, History, bar_of
 from agent.ledger import schema
 from agent.ledger.store import Ledger, open_ledger

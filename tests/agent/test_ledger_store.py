@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, inspect, select
 from tandem_cli import replay_settings, replayed
 
-from agent.app import StartError
+from agent.minds import StartError
 from agent.ledger import schema
 from agent.ledger.store import Ledger, LedgerError, open_ledger
 
