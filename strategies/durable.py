@@ -21,12 +21,12 @@ def write_directory(directory: Path, contents: Mapping[str, bytes]) -> None:
         temporary.chmod(0o755)
         for name, content in contents.items():
             _write_synced(temporary / name, content)
-        _sync_directory(temporary)
+        sync_directory(temporary)
         temporary.rename(directory)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync_directory(directory.parent)
+    sync_directory(directory.parent)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -35,7 +35,7 @@ def write_file(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     _write_synced(temporary, content)
     temporary.replace(path)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def _write_synced(path: Path, content: bytes) -> None:
@@ -45,7 +45,8 @@ def _write_synced(path: Path, content: bytes) -> None:
         os.fsync(handle.fileno())
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Make a directory's entries durable."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
