@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from strategies.bundle import Bundle, Slot
     from strategies.fusion import FusionWeights
     from strategies.llm import LanguageModel
-    from strategies.llm_config import LanguageModelConfig
+    from strategies.llm.config import LanguageModelConfig
     from strategies.policy import BundlePolicy
 
 _SLOT_LLM = ("model", "digest", "prompt_version", "template_hash", "temperature", "tuned_on")
@@ -133,7 +133,7 @@ def _language_model(
     settings: Settings, bundle: Bundle, slot: Slot | None, *, replaying: bool
 ) -> tuple[LanguageModel, PendingAnswers | None]:
     from strategies.llm import LanguageModel  # noqa: PLC0415 - the client costs memory; only what is configured
-    from strategies.llm_config import LanguageModelError  # noqa: PLC0415 - see above
+    from strategies.llm.config import LanguageModelError  # noqa: PLC0415 - see above
     from strategies.prompt import PromptError  # noqa: PLC0415 - see above
 
     try:
@@ -149,7 +149,7 @@ def _language_model(
 
 
 def _llm_config(llm: LlmSettings, slot: Slot | None, *, shorts: bool) -> LanguageModelConfig:
-    from strategies.llm_config import LanguageModelConfig  # noqa: PLC0415 - see above
+    from strategies.llm.config import LanguageModelConfig  # noqa: PLC0415 - see above
 
     named: Mapping[str, Any] = {} if slot is None or slot.llm is None else slot.llm
     if unknown := sorted(named.keys() - set(_SLOT_LLM)):
