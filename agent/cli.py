@@ -44,6 +44,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "doctor": ("agent.commands.doctor:doctor", "Check the installation, settings, ledger, venue and model."),
     "data": ("agent.commands.data:app", "Bars: import and check."),
     "models": ("agent.commands.models:app", "The model registry: list, show, promote, rollback."),
+    "notify": ("agent.commands.notify:app", "Messages to people: test whether one arrives."),
     "config": ("agent.commands.config:app", "Settings: show, check and schema."),
 }
 """Name → (where it lives, its line of help)."""

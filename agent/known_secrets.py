@@ -39,7 +39,7 @@ def known_secrets(settings: Settings, environ: Mapping[str, str] | None = None) 
     found = [environ.get(name, "").strip() for name in _VARIABLES]
     found += [_content(file).strip() for file in (settings.venue.key_id_file, settings.venue.secret_key_file)]
     urls = _content(settings.notifications.urls_file) or environ.get(URLS_VARIABLE, "")
-    for url in urls.split():
+    for url in (word for word in urls.split() if "://" in word):
         found += [url, *_parts(url)]
     password = _password(settings.ledger.url)
     return [secret for secret in dict.fromkeys([*found, password]) if secret]

@@ -17,7 +17,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -90,6 +90,9 @@ class Metrics:
             "tandem_missed_jobs", "Scheduled jobs that ran too late to be run.", ["job"], registry=registry
         )
         self._incidents = Counter("tandem_incidents", "Incidents opened, by kind.", ["kind"], registry=registry)
+        self._notifications = Counter(
+            "tandem_notifications", "Messages to people by what became of them.", ["outcome"], registry=registry
+        )
         self._data_age = Gauge(
             "tandem_data_age_seconds", "Venue time since the close of the newest bar.", ["symbol"], registry=registry
         )
@@ -126,6 +129,10 @@ class Metrics:
         """Count one incident."""
         self._incidents.labels(kind=self._labels.bounded("kind", kind)).inc()
 
+    def notified(self, outcome: str, count: int = 1) -> None:
+        """Count messages: `sent`, `failed` (an attempt, made again) or `dropped` (never delivered)."""
+        self._notifications.labels(outcome=outcome).inc(count)
+
     def data_age(self, symbol: str, age_s: float) -> None:
         """Set how old a symbol's newest bar is, in seconds of venue time."""
         self._data_age.labels(symbol=symbol).set(age_s)
@@ -133,6 +140,10 @@ class Metrics:
     def watch_ages(self, ages: Callable[[], Mapping[str, float]]) -> None:
         """Export `tandem_probe_age_seconds{probe}`, read from `ages` at every scrape."""
         self.registry.register(_ProbeAges(ages))
+
+    def watch_llm(self, counters: Callable[[], Mapping[str, int]]) -> None:
+        """Export `tandem_llm_total{event}`, read from `counters` at every scrape."""
+        self.registry.register(_LlmCounters(counters))
 
     def exposition(self) -> bytes:
         """Return everything in the Prometheus text format."""
@@ -167,4 +178,17 @@ class _ProbeAges(Collector):
         )
         for name, age_s in self._ages().items():
             family.add_metric([name], age_s)
+        yield family
+
+
+class _LlmCounters(Collector):
+    def __init__(self, counters: Callable[[], Mapping[str, int]]) -> None:
+        self._counters = counters
+
+    def collect(self) -> Iterable[Metric]:
+        family = CounterMetricFamily(
+            "tandem_llm", "What became of questions to the language model, by event or reason.", labels=["event"]
+        )
+        for name, count in self._counters().items():
+            family.add_metric([name], count)
         yield family

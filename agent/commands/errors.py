@@ -35,6 +35,7 @@ USER_ERRORS = frozenset(
         "FeedError",
         "HealthServerError",
         "LedgerError",
+        "NotificationError",
         "PerformanceError",
         "RejectedError",
         "ServerError",
