@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -357,3 +358,35 @@ def test_the_command_refuses_what_it_cannot_do(arguments: list[str], code: int, 
     done = tandem("ollama", "--port", "0", *arguments)
     assert done.code == code
     assert message in done.err
+
+
+# the manual
+
+
+def manual(language: str) -> str:
+    """The manual's one example of a language about the stand-in."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "language-model.md").read_text(encoding="utf-8")
+    section = page.partition("## Without a model")[2].partition("\n## ")[0]
+    (example,) = re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
+    return str(example)
+
+
+def test_the_manuals_program_prints_what_it_says() -> None:
+    program = manual("python")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.splitlines() == re.findall(r"print\(.*\)  # (.*)", program), done.stderr
+
+
+def test_the_manuals_script_is_one(tmp_path: Path) -> None:
+    (tmp_path / "answers.json").write_text(manual("json"), encoding="utf-8")
+    script = load_answers(str(tmp_path / "answers.json"))
+    contents = [script(question(prompt)).content for prompt in ("momentum +2.0%", "x", "y")]
+    assert contents == ['{"action": "BUY"}', '{"action": "HOLD"}', "I would rather look at the chart."]
+
+
+def test_the_manual_tells_of_every_fault() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "language-model.md").read_text(encoding="utf-8")
+    told = {
+        name for cell in re.findall(r"^\| (`[^|]*`) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)
+    }
+    assert set(FaultName) <= told
