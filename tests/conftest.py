@@ -6,11 +6,14 @@ import multiprocessing.resource_tracker
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from postgres_server import PostgresServer
 
 # Read once, when numpy or torch is first imported: none of the imports above does.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
@@ -61,6 +64,22 @@ def market_data() -> Path:
 def api_specs() -> Path:
     """Return the folder of the venues' published OpenAPI files; skips where there is none."""
     return _folder("TANDEM_API_SPECS", "specs", "OpenAPI files")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """Return a PostgreSQL server of this run's own; skips where none is installed."""
+    from postgres_server import PostgresServer, why_not  # noqa: PLC0415 - it lies beside the tests that use it
+
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    server = PostgresServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
 
 
 def _children() -> dict[int, psutil.Process]:

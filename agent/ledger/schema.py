@@ -54,7 +54,7 @@ class Words(TypeDecorator[str]):
             return None
         redactor = _REDACTORS.get(dialect, _PLAIN)
         length = self.impl_instance.length if isinstance(self.impl_instance, String) else None
-        return redactor.text(value)[:length]
+        return redactor.text(value)[:length].replace("\0", "\N{REPLACEMENT CHARACTER}")  # PostgreSQL takes no NUL
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
         """Read it as it is."""

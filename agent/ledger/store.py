@@ -40,7 +40,9 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError, SQLAl
 from sqlalchemy.pool import StaticPool
 
 from agent.ledger import schema
-from agent.ledger.lock import LedgerInUseError, locked_file, locked_server
+from agent.ledger.lock import LedgerInUseError, locked_file
+from agent.ledger.postgres import REMEDIES as SERVER_REMEDIES
+from agent.ledger.postgres import lock_server, server_engine
 from agent.redaction import Redactor
 
 Values = Mapping[str, Any]
@@ -71,6 +73,7 @@ class Ledger:
         held: What is released with it: the lock of a daemon's run.
         file: The SQLite file; None for none.
         redactor: Takes secrets out of the free text that is written; None for what looks like one.
+        locked: The session that holds a server's lock, and writes; None where no server's lock is held.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Ledger:
         held: ExitStack | None = None,
         file: Path | None = None,
         redactor: Redactor | None = None,
+        locked: Connection | None = None,
     ) -> None:
         self.engine = engine
         self.url = url
@@ -91,7 +95,8 @@ class Ledger:
         self._file = None if file is None else (file.absolute(), _file_identity(file))
         self.last_commit_s = 0.0
         self._inserts: dict[tuple[str, ...], _Insert] = {}
-        self._connection: Connection | None = None
+        self._connection = locked
+        self._is_locked = locked is not None
         self._reader: Connection | None = None
         self._open: Connection | None = None
 
@@ -140,6 +145,8 @@ class Ledger:
             LedgerError: A question was not answered.
         """
         with self.reading() as connection:
+            if self._open is None and self.engine.dialect.name == "postgresql":
+                connection.execution_options(isolation_level="REPEATABLE READ")  # SQLite's transactions always are
             outer, self._open = self._open, connection
             try:
                 yield
@@ -260,7 +267,10 @@ class Ledger:
     def _writer(self) -> Connection:
         if self._connection is None:
             try:
-                self._connection = self.engine.connect().execution_options(write=True)
+                make = lock_server if self._is_locked else Engine.connect
+                self._connection = make(self.engine).execution_options(write=True)
+            except LedgerInUseError as error:
+                raise LedgerError(f"ledger {self.url}: the connection was lost, and {error} now: stop one") from None
             except SQLAlchemyError as error:
                 raise _explained(error, self.url) from error
         return self._connection
@@ -269,6 +279,8 @@ class Ledger:
         if self._connection is not None:
             connection, self._connection = self._connection, None
             try:
+                if self._is_locked:
+                    connection.invalidate()  # the session ends, and its lock: it must not go back to the pool with it
                 connection.close()
             except SQLAlchemyError as error:
                 raise _explained(error, self.url) from error
@@ -349,14 +361,17 @@ def open_ledger(
     if on_disk:
         _check_not_restoring(Path(str(parsed.database)))
         _check_file(Path(str(parsed.database)), free_bytes_min=free_bytes_min, create=create)
-    engine = _engine(parsed, shown, busy_timeout_s=busy_timeout_s, in_memory=in_memory)
+    engine = _engine(parsed, shown, busy_timeout_s=busy_timeout_s, in_memory=in_memory, durable=durable)
     if is_sqlite:
         _configure_sqlite(engine, durable=durable, wal=not in_memory)
+    locked = None
     with ExitStack() as held:
         held.callback(engine.dispose)
         try:
-            if exclusive:
-                held.enter_context(locked_file(Path(str(parsed.database))) if on_disk else locked_server(engine))
+            if exclusive and on_disk:
+                held.enter_context(locked_file(Path(str(parsed.database))))
+            elif exclusive and engine.dialect.name == "postgresql":
+                locked = held.enter_context(lock_server(engine))
             file = Path(str(parsed.database)) if on_disk else None
             migrated = _migrate(engine, shown, file, create=create)
         except LedgerInUseError as error:
@@ -369,7 +384,7 @@ def open_ledger(
                 "writable for this user"
             ) from error
         kept = held.pop_all()
-    ledger = Ledger(engine, shown, kept, file, redactor)
+    ledger = Ledger(engine, shown, kept, file, redactor, locked)
     ledger.migrated = migrated
     return ledger
 
@@ -392,15 +407,20 @@ def _file_identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _engine(parsed: URL, shown: str, *, busy_timeout_s: float, in_memory: bool) -> Engine:
+def _engine(parsed: URL, shown: str, *, busy_timeout_s: float, in_memory: bool, durable: bool) -> Engine:
     try:
         if in_memory:
             return create_engine(parsed, poolclass=StaticPool, connect_args={"check_same_thread": False})
         if parsed.get_backend_name() == "sqlite":
             return create_engine(parsed, connect_args={"timeout": busy_timeout_s, "check_same_thread": False})
+        if parsed.get_backend_name() == "postgresql":
+            return server_engine(parsed, busy_timeout_s=busy_timeout_s, durable=durable)
         return create_engine(parsed, pool_pre_ping=True)
     except (SQLAlchemyError, ImportError) as error:
-        raise LedgerError(f"ledger {shown}: {error}; install the driver or correct ledger.url") from error
+        raise LedgerError(
+            f"ledger {shown}: {error}; install the driver (for PostgreSQL: pip install '.[postgres]') or correct "
+            "ledger.url"
+        ) from error
 
 
 def _check_file(path: Path, *, free_bytes_min: int, create: bool) -> None:
@@ -551,7 +571,7 @@ _REMEDIES = (
 
 def _explained(error: SQLAlchemyError, url: str) -> LedgerError:
     text = str(error.orig) if isinstance(error, DatabaseError | OperationalError) and error.orig else str(error)
-    for sign, remedy in _REMEDIES:
+    for sign, remedy in (*_REMEDIES, *SERVER_REMEDIES):
         if sign in text:
             return LedgerError(f"ledger {url}: {remedy} ({text})")
     return LedgerError(f"ledger {url}: {text}")

@@ -14,19 +14,32 @@ from alembic import command
 from alembic.config import Config
 from hypothesis import given
 from hypothesis import strategies as st
+from postgres_server import PostgresServer
 from sqlalchemy import create_engine, inspect, select
 from tandem_cli import replay_settings, replayed
 
-from agent.minds import StartError
 from agent.ledger import schema
 from agent.ledger.store import Ledger, LedgerError, open_ledger
+from agent.minds import StartError
 
 AT = datetime(2024, 3, 1, 14, 30, tzinfo=UTC)
 
 
+@pytest.fixture(scope="session", params=["sqlite", "postgres"])
+def server(request: pytest.FixtureRequest) -> PostgresServer | None:
+    """Return what holds the databases; None for files."""
+    found: PostgresServer | None = request.getfixturevalue("postgres") if request.param == "postgres" else None
+    return found
+
+
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def file_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+
+
+@pytest.fixture
+def url(server: PostgresServer | None, file_url: str) -> str:
+    return file_url if server is None else server.new_database()
 
 
 @pytest.fixture
@@ -142,8 +155,8 @@ def test_incidents_are_cut_and_keep_both_clocks(ledger: Ledger) -> None:
 
 
 @pytest.fixture(scope="module")
-def memory() -> Iterator[Ledger]:
-    opened = open_ledger("sqlite://")
+def memory(server: PostgresServer | None) -> Iterator[Ledger]:
+    opened = open_ledger("sqlite://" if server is None else server.new_database(), durable=False)
     yield opened
     opened.close()
 
@@ -188,11 +201,13 @@ def test_times_sort_as_text_as_they_sort_as_times(one: datetime, two: datetime) 
     assert (texts[0] < texts[1]) == (one < two)
 
 
-def test_money_is_text_in_the_file(ledger: Ledger, url: str) -> None:
+def test_money_is_text_in_the_file(file_url: str) -> None:
     exact = "0.1234567890123456789"
+    ledger = open_ledger(file_url)
     with ledger.transaction() as connection:
         ledger.upsert(connection, schema.positions, [position("A", exact)])
-    raw = sqlite3.connect(url.removeprefix("sqlite:///"))
+    ledger.close()
+    raw = sqlite3.connect(file_url.removeprefix("sqlite:///"))
     assert raw.execute("SELECT qty, typeof(qty), updated_at FROM positions").fetchone() == (
         exact,
         "text",
@@ -209,7 +224,7 @@ def _described(engine: Any) -> dict[str, Any]:
     return {
         name: {
             "columns": {
-                column["name"]: (str(column["type"]), column["nullable"], column["primary_key"])
+                column["name"]: (str(column["type"]), column["nullable"], column.get("primary_key"))
                 for column in seen.get_columns(name)
             },
             "primary key": seen.get_pk_constraint(name)["constrained_columns"],
@@ -219,10 +234,13 @@ def _described(engine: Any) -> dict[str, Any]:
     }
 
 
-def test_a_new_ledger_has_exactly_the_tables_that_the_migrations_make(ledger: Ledger) -> None:
+def test_a_new_ledger_has_exactly_the_tables_that_the_migrations_make(
+    ledger: Ledger, server: PostgresServer | None
+) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
-    plain = create_engine("sqlite://")
+    empty = "sqlite://" if server is None else server.new_database().replace("postgresql:", "postgresql+psycopg:")
+    plain = create_engine(empty)
     with plain.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
@@ -241,18 +259,20 @@ def test_opening_twice_migrates_once_and_keeps_what_is_there(ledger: Ledger, url
     again.close()
 
 
-def test_the_ledger_is_durable_and_readable_while_it_is_written(ledger: Ledger) -> None:
+def test_the_ledger_is_durable_and_readable_while_it_is_written(file_url: str) -> None:
+    ledger = open_ledger(file_url)
     with ledger.reading() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+    ledger.close()
 
 
 # ---- what can go wrong ---------------------------------------------------------------------------------
 
 
-def test_a_locked_ledger_says_who_could_hold_it(url: str) -> None:
-    first = open_ledger(url)
-    second = open_ledger(url, busy_timeout_s=0.1)
+def test_a_locked_ledger_says_who_could_hold_it(file_url: str) -> None:
+    first = open_ledger(file_url)
+    second = open_ledger(file_url, busy_timeout_s=0.1)
     with (
         first.transaction(),
         pytest.raises(LedgerError, match="another process holds it: stop the other daemon"),
@@ -270,19 +290,21 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
         open_ledger(f"sqlite:///{path}")
 
 
-def test_a_missing_ledger_is_only_made_by_who_writes_it(url: str) -> None:
+def test_a_missing_ledger_is_only_made_by_who_writes_it(file_url: str) -> None:
     with pytest.raises(LedgerError, match="run the daemon first"):
-        open_ledger(url, create=False)
-    assert not Path(url.removeprefix("sqlite:///")).exists()
+        open_ledger(file_url, create=False)
+    assert not Path(file_url.removeprefix("sqlite:///")).exists()
 
 
-def test_too_little_space_is_refused_before_anything_is_made(url: str) -> None:
+def test_too_little_space_is_refused_before_anything_is_made(file_url: str) -> None:
     with pytest.raises(LedgerError, match="free some space or lower"):
-        open_ledger(url, free_bytes_min=10**18)
-    assert not Path(url.removeprefix("sqlite:///")).exists()
+        open_ledger(file_url, free_bytes_min=10**18)
+    assert not Path(file_url.removeprefix("sqlite:///")).exists()
 
 
-def test_a_ledger_that_may_not_be_written_says_so(ledger: Ledger) -> None:
+def test_a_ledger_that_may_not_be_written_says_so(file_url: str) -> None:
+    ledger = open_ledger(file_url)
+
     def write() -> None:
         with ledger.transaction() as connection:
             connection.exec_driver_sql("PRAGMA query_only = ON")  # SQLite then refuses as it does for a read-only file
@@ -290,6 +312,7 @@ def test_a_ledger_that_may_not_be_written_says_so(ledger: Ledger) -> None:
 
     with pytest.raises(LedgerError, match="it is read-only: make the file"):
         write()
+    ledger.close()
 
 
 _FILL_THE_DISK = """
@@ -311,13 +334,13 @@ except LedgerError as error:
 """
 
 
-def test_a_full_disk_is_an_error_with_a_remedy_and_what_was_committed_stays(url: str) -> None:
-    code = _FILL_THE_DISK.format(url=url, limit=400_000)
+def test_a_full_disk_is_an_error_with_a_remedy_and_what_was_committed_stays(file_url: str) -> None:
+    code = _FILL_THE_DISK.format(url=file_url, limit=400_000)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 7, done.stderr
     assert "disk" in done.stderr
     assert "free" in done.stderr
-    after = open_ledger(url)
+    after = open_ledger(file_url)
     assert after.get_state("before") == {"n": 1}
     keys = {row.key for row in after.rows(select(schema.state.c.key))}
     written = len(keys) - 1
