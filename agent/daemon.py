@@ -32,6 +32,7 @@ from agent.notify import Notifications
 from agent.parts import Parts
 from agent.schedule import VenueScheduler
 from agent.settings import Settings
+from agent.store_lock import held_bar_store
 from agent.systemd import Notifier
 from agent.venue import check_venue, open_venue
 from brokers.calendar import TradingCalendar
@@ -215,10 +216,11 @@ class Daemon:
             heartbeat = asyncio.create_task(self._heartbeat())
             reason = "failed"
             try:
-                claim_bar_store(settings)
-                self._tell_news(parts)
-                trader, first = await self._recover(parts)
-                await self._live(parts, trader, first)
+                with held_bar_store(settings.daemon.bar_store):
+                    claim_bar_store(settings)
+                    self._tell_news(parts)
+                    trader, first = await self._recover(parts)
+                    await self._live(parts, trader, first)
                 reason = self.report.reason
             except asyncio.CancelledError:
                 reason = "signal"

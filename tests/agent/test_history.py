@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,11 +13,12 @@ from sqlalchemy import select
 
 from agent import history as history_module
 from agent.app import check_bar_store, claim_bar_store
-from agent.minds import StartError
 from agent.history import KEEP_IN_LEDGER, History, bar_of
 from agent.ledger import schema
 from agent.ledger.store import Ledger, open_ledger
+from agent.minds import StartError
 from agent.settings import load
+from agent.store_lock import held_bar_store
 from brokers.bar_store import BarStore
 from brokers.calendar import calendar
 from brokers.domain import Bar, Quote
@@ -211,3 +214,26 @@ def test_a_bar_store_of_another_market_is_refused(tmp_path: Path) -> None:
     other = load(None, [f"daemon.bar_store={tmp_path / 'bars'}", "exchange.synthetic.seed=2"])
     with pytest.raises(StartError, match=r"holds bars of 'exchange, synthetic market of seed 1'.*of its own"):
         check_bar_store(other)
+
+
+HOLDER = (
+    "import sys, time\n"
+    "from pathlib import Path\n"
+    "from agent.store_lock import held_bar_store\n"
+    "with held_bar_store(Path(sys.argv[1])):\n"
+    "    print('held', flush=True)\n"
+    "    time.sleep(60)\n"
+)
+
+
+def test_a_bar_store_that_another_daemon_writes_is_refused_until_that_one_is_gone(tmp_path: Path) -> None:
+    store = tmp_path / "bars"
+    command = [sys.executable, "-c", HOLDER, str(store)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(StartError, match=f"the daemon of process {holder.pid} writes it"), held_bar_store(store):
+            pytest.fail("two daemons on one store")
+        holder.kill()
+    with held_bar_store(store), held_bar_store(None):
+        assert BarStore(store).symbols(PERIOD) == []
