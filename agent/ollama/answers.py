@@ -37,8 +37,8 @@ ACTIONS = ("SELL", "HOLD", "BUY")
 """The words of a choice where the asked format names none."""
 
 _SIGNED = re.compile(r"(?<![\w.])[+\-\u2212]\d+(?:\.\d+)?")
-_STEEPNESS = 4.0
-"""How far a decided mean moves BUY and SELL apart, in logits."""
+_STEEPNESS = 10.0
+"""Logits of BUY, and less of SELL, at a mean far from zero: a prompt of many features has a mean near it."""
 _HOLD_LOGIT = 1.0
 _ENTRY_KEYS = {"prompt", "prompt_sha256", "content", "action", "probabilities", "mass", "thinking", "logprobs"}
 _FILE_BYTES_MAX = 64 * 2**20

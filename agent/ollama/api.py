@@ -272,7 +272,7 @@ def _admitted(call: _Call, *, chat: bool) -> Asked:
     standin, seen = call.standin, call.seen
     body = body_object(call.body)
     asked = parse_asked(body, chat=chat, knows_logprobs=standin.plan.standing(FaultName.NO_LOGPROBS) is None)
-    standin.remember(seen, body, asked.question(seen.number, standin.seed))
+    standin.remember(seen, body, asked.question(seen.number, standin.seed), size=len(call.body))
     if chat and not asked.model:
         raise ApiError(400, "model is required")
     if standin.meeting(seen, {FaultName.MISSING_MODEL}) or not standin.has(asked.model):
@@ -333,7 +333,6 @@ def _end(asked: Asked, generated: Generated, *, load_s: float, total_ns: int) ->
 
 async def _show(call: _Call) -> _Reply:
     body = body_object(call.body)
-    call.seen.body = body
     model = body.get("model") or body.get("name") or ""
     if not isinstance(model, str) or not model:
         raise ApiError(400, "model is required")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 from agent.ollama.draws import draw
 
-__all__ = ["Fault", "FaultError", "FaultName", "FaultPlan", "parse_fault"]
+__all__ = ["Fault", "FaultError", "FaultName", "FaultPlan", "parse_fault", "spoil"]
 
 
 class FaultError(ValueError):
@@ -29,7 +30,7 @@ class FaultName(StrEnum):
     RUBBISH_CONTENT = "rubbish_content"
     """A proper answer whose content is not JSON."""
     WRONG_SCHEMA = "wrong_schema"
-    """Content that is JSON and not what was asked for; `value` picks one of `WRONG_CONTENTS`, else they take turns."""
+    """Content that is JSON and not what was asked for; `value` picks one of `WRONG_KINDS`, else they take turns."""
     MISSING_MODEL = "missing_model"
     """404, and no such model in the lists."""
     DROP = "drop"
@@ -53,15 +54,8 @@ class FaultName(StrEnum):
 _ALIASES = {"503": FaultName.QUEUE_FULL, "404": FaultName.MISSING_MODEL}
 _DEFAULTS = {FaultName.DRIBBLE: 0.2, FaultName.LOW_MASS: 0.01, FaultName.SLOW_LOAD: 5.0}
 """Values of the faults that take a number. Seconds, probability, seconds."""
-WRONG_CONTENTS: Mapping[str, str] = {
-    "key": '{"decision": "BUY"}',
-    "value": '{"action": "MAYBE"}',
-    "extra": '{"action": "BUY", "size": 1000000}',
-    "type": '{"action": 1}',
-    "list": '["BUY"]',
-    "twice": '{"action": "BUY", "action": "SELL"}',
-}
-"""JSON that no schema for an action allows."""
+WRONG_KINDS = ("key", "value", "extra", "type", "list", "twice")
+"""Ways in which JSON can differ from what was asked."""
 _VALUE_MAX = 86_400.0
 _GENERATING = ("/api/chat", "/api/generate")
 _SPELLED = re.compile(
@@ -94,8 +88,8 @@ class Fault:
             if not 0 <= self.number <= most:
                 raise FaultError(f"fault {self.name}: value {self.value!r} is not a number from 0 to {most:g}")
         elif self.name is FaultName.WRONG_SCHEMA:
-            if self.value is not None and self.value not in WRONG_CONTENTS:
-                raise FaultError(f"fault {self.name}: value {self.value!r} is not one of {', '.join(WRONG_CONTENTS)}")
+            if self.value is not None and self.value not in WRONG_KINDS:
+                raise FaultError(f"fault {self.name}: value {self.value!r} is not one of {', '.join(WRONG_KINDS)}")
         elif self.value is not None:
             raise FaultError(f"fault {self.name} takes no value, {self.value!r} was given")
         if self.times is not None and self.times < 1:
@@ -157,6 +151,21 @@ def parse_fault(given: object) -> Fault:
         )
     except (TypeError, ValueError) as error:
         raise FaultError(str(error)) from error
+
+
+def spoil(right: str, kind: str) -> str:
+    """Return a JSON object, differing in one way from the right one."""
+    read = json.loads(right)
+    content = dict(read) if isinstance(read, dict) and read else {"action": read}
+    first, value = next(iter(content.items()))
+    if kind == "key":
+        return json.dumps({f"the_{key}" if key == first else key: each for key, each in content.items()})
+    if kind == "twice":
+        return f"{{{json.dumps(first)}: {json.dumps(value)}, {json.dumps(content)[1:]}"
+    if kind == "list":
+        return json.dumps([content])
+    changes: dict[str, dict[str, Any]] = {"value": {first: "MAYBE"}, "extra": {"size": 1_000_000}, "type": {first: 1}}
+    return json.dumps(content | changes[kind])
 
 
 class FaultPlan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from typing import Any
 
 from agent.ollama.answers import Answer, Answerer, AnswersError, Question, by_numbers, compose, spoken
 from agent.ollama.draws import draw
-from agent.ollama.faults import WRONG_CONTENTS, Fault, FaultName, FaultPlan
+from agent.ollama.faults import WRONG_KINDS, Fault, FaultName, FaultPlan, spoil
 from agent.ollama.tokens import Split, Token, tokenise
 from agent.ollama.wire import ApiError, Asked, canonical, expiry
 
@@ -26,6 +27,9 @@ QUEUE_FULL = "server busy, please try again.  maximum pending requests exceeded"
 _RUBBISH_CONTENT = "As a language model I would rather look at the chart first."
 _PROMPT_CHARS_MAX = 16_384
 """Characters of a prompt that are remembered."""
+_BODY_BYTES_MAX = 65_536
+"""Bytes of a request that is remembered whole."""
+_SECONDS_MAX = 86_400.0
 _SEEN_MAX = 512
 """Requests that are remembered."""
 _RUNNER_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "num_thread")
@@ -160,10 +164,14 @@ class Standin:
         version: str = VERSION,
     ) -> None:
         low, high = delay_s
-        if not 0 <= low <= high:
-            raise ValueError(f"delay_s is {low} to {high}: give seconds from 0, the lower one first")
-        if parallel < 1 or queued_max < 0 or load_s < 0:
-            raise ValueError(f"parallel {parallel}, queued_max {queued_max}, load_s {load_s}: give at least 1, 0 and 0")
+        if not 0 <= low <= high <= _SECONDS_MAX:
+            raise ValueError(f"delay_s is {low} to {high}: give seconds from 0 to a day, the lower one first")
+        if digest is not None and not re.fullmatch("[0-9a-f]{64}", digest):
+            raise ValueError(f"digest {digest[:80]!r} is not one: give 64 hexadecimal digits, as `/api/tags` does")
+        if parallel < 1 or queued_max < 0 or not 0 <= load_s <= _SECONDS_MAX:
+            raise ValueError(
+                f"parallel {parallel}, queued_max {queued_max}, load_s {load_s}: give at least 1, 0 and 0 s"
+            )
         if not models:
             raise ValueError("no models: name at least one")
         self.answerer = answerer
@@ -232,9 +240,9 @@ class Standin:
         self.counters.update(f"fault {name}" for name in seen.faults)
         self.in_flight -= 1
 
-    def remember(self, seen: Seen, body: Mapping[str, Any], question: Question) -> None:
-        """Note what was asked."""
-        seen.body = body
+    def remember(self, seen: Seen, body: Mapping[str, Any], question: Question, *, size: int) -> None:
+        """Note what was asked; of a large body, only the prompt's beginning."""
+        seen.body = body if size <= _BODY_BYTES_MAX else None
         seen.prompt = question.prompt[:_PROMPT_CHARS_MAX]
         seen.prompt_sha256 = question.sha256
 
@@ -325,7 +333,7 @@ class Standin:
             ApiError: 500, nobody knows an answer.
         """
         question = asked.question(seen.number, self.seed)
-        answer = self._answer(question, seen.number, met)
+        answer = self._answer(question, met)
         if FaultName.LOW_MASS in met and answer.choice is not None:
             low = replace(answer.choice, mass=met[FaultName.LOW_MASS].number)
             answer = replace(answer, choice=low, tokens=None)
@@ -336,13 +344,15 @@ class Standin:
         thinks = self.thinking and asked.think is not False
         return Generated(tokens, (answer.thinking or "It is all in the numbers.") if thinks else "", done_reason)
 
-    def _answer(self, question: Question, number: int, met: Mapping[FaultName, Fault]) -> Answer:
+    def _answer(self, question: Question, met: Mapping[FaultName, Fault]) -> Answer:
         if FaultName.RUBBISH_CONTENT in met:
             return Answer(_RUBBISH_CONTENT)
-        if FaultName.WRONG_SCHEMA in met:
-            kinds = list(WRONG_CONTENTS)
-            kind = met[FaultName.WRONG_SCHEMA].value or kinds[(number - 1) % len(kinds)]
-            return spoken(WRONG_CONTENTS[str(kind)], question)
+        if FaultName.WRONG_SCHEMA not in met:
+            return self._honest(question)
+        kind = met[FaultName.WRONG_SCHEMA].value or WRONG_KINDS[(question.number - 1) % len(WRONG_KINDS)]
+        return spoken(spoil(compose(question, by_numbers(question)).content, str(kind)), question)
+
+    def _honest(self, question: Question) -> Answer:
         try:
             said = self.answerer(question)
             if isinstance(said, Answer):

@@ -20,26 +20,7 @@ Split = Literal["word", "pieces", "mixed"]
 _PIECE = re.compile(r"\s?[^\w\s]+|\s?\w+|\s+")
 _SURE = math.log(0.9995)
 """Log probability of a token that follows from what stands before it."""
-_OTHERS = (
-    " The",
-    "\n",
-    "{",
-    "I",
-    "<",
-    " buy",
-    "Based",
-    "-",
-    "0",
-    "Yes",
-    "No",
-    "A",
-    "To",
-    "It",
-    "**",
-    "#",
-    "None",
-    "\t",
-)
+_OTHERS = (" The", "\n", "{", "I", "<", " buy", "Based", "-", "0", "Yes", "No", "**")
 """Tokens that share what probability the words leave."""
 _FLOOR = 1e-9
 _MIXED_SHARE = 0.25

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 ACTIONS = ("SELL", "HOLD", "BUY")
+RIGHT = [[("action", word)] for word in ACTIONS]
 SCHEMA = {"type": "object", "properties": {"action": {"enum": list(ACTIONS)}}, "required": ["action"]}
 QUESTION: dict[str, Any] = {
     "model": "tandem",
@@ -213,12 +214,23 @@ def test_content_of_the_wrong_schema_is_json_and_each_time_wrong_in_another_way(
     served.standin.set_faults("wrong_schema")
     contents = {content(served.ask()) for _ in range(6)}
     assert len(contents) == 6
-    assert all(json.loads(each) not in [{"action": word} for word in ("HOLD", "BUY")] for each in contents)
+    assert all(json.loads(each, object_pairs_hook=list) not in RIGHT for each in contents)
 
 
-def test_one_kind_of_wrong_schema_can_be_asked_for(served: Served) -> None:
-    served.standin.set_faults("wrong_schema=value")
-    assert content(served.ask()) == '{"action": "MAYBE"}'
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        ("key", '{"the_action": "BUY"}'),
+        ("value", '{"action": "MAYBE"}'),
+        ("extra", '{"action": "BUY", "size": 1000000}'),
+        ("type", '{"action": 1}'),
+        ("list", '[{"action": "BUY"}]'),
+        ("twice", '{"action": "BUY", "action": "BUY"}'),
+    ],
+)
+def test_one_kind_of_wrong_schema_differs_in_one_way(served: Served, kind: str, wrong: str) -> None:
+    served.standin.set_faults(f"wrong_schema={kind}")
+    assert content(served.ask()) == wrong
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -366,6 +378,13 @@ def test_what_was_asked_and_what_became_of_it_is_told(served: Served) -> None:
     assert told["counters"]["POST /api/chat"] == 2
     assert told["in_flight"] == 0
     assert {each["prompt"] for each in told["requests"]} == {"momentum +0.9%"}
+
+
+def test_of_a_large_request_only_the_beginning_of_its_prompt_is_remembered(served: Served) -> None:
+    large = QUESTION | {"messages": [{"role": "user", "content": "+1 " * 100_000}]}
+    assert served.http.post("/api/chat", json=large).status_code == 200
+    assert served.standin.seen[-1].body is None
+    assert len(served.standin.seen[-1].prompt) == 16_384
 
 
 def test_requests_are_remembered_up_to_a_limit() -> None:

@@ -290,7 +290,15 @@ def test_a_fault_reads_back_as_it_is_shown(name: FaultName, times: int | None, p
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"delay_s": (2.0, 1.0)}, {"delay_s": (-1.0, 1.0)}, {"parallel": 0}, {"models": []}, {"faults": ["no"]}]
+    "wrong",
+    [
+        {"delay_s": (2.0, 1.0)},
+        {"delay_s": (-1.0, 1.0)},
+        {"parallel": 0},
+        {"models": []},
+        {"faults": ["no"]},
+        {"digest": "abc"},
+    ],
 )
 def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"give|name|known"):
