@@ -16,7 +16,7 @@ def notify() -> None:
 
 
 @app.command("test")
-def test(config: ConfigFile = None, overrides: Overrides = None, as_json: AsJson = False) -> None:  # noqa: FBT002 - a flag on the command line is a named boolean
+def send_test(config: ConfigFile = None, overrides: Overrides = None, as_json: AsJson = False) -> None:  # noqa: FBT002 - a flag on the command line is a named boolean
     """Send one message to every notification URL; exit code 1 where one did not take it."""
     import asyncio  # noqa: PLC0415 - paid by the command alone
 
