@@ -8,6 +8,7 @@ the exchange process over HTTP. No order is forced.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -43,9 +44,13 @@ def demo(
     console = Console(stderr=True)
     began = time.monotonic()
     folder = _new_run_folder(out)
-    config = _write_config(out, folder, bars, seed, overrides or [])
-    settings = _load(config)
-    champion = _champion(settings, config, out, console, retrain=retrain)
+    try:
+        config = _write_config(out, folder, bars, seed, overrides or [])
+        settings = _load(config)
+        champion = _champion(settings, config, out, console, retrain=retrain)
+    except BaseException:
+        shutil.rmtree(folder)  # nothing has been played
+        raise
     report = _play(settings, bars, console)
     facts = _facts(settings, config, folder, champion, report, time.monotonic() - began)
     (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -126,8 +131,12 @@ def _champion(settings: Settings, config: Path, out: Path, console: Console, *, 
             return {"id": bundle.id, "trained_now": False, "metrics": bundle.manifest.get("metrics", {})}
     console.print("training a champion on the market's past (`tandem train dqn`)")
     fresh = out / "models" / f".training-{int(time.time() * 1000)}"
-    _train(config, fresh)
-    bundle = registry.add(Bundle.load(fresh, data_feed=settings.strategy.data_feed))
+    try:
+        _train(config, fresh)
+        bundle = registry.add(Bundle.load(fresh, data_feed=settings.strategy.data_feed))
+    finally:
+        if fresh.exists():  # the registry has a copy of its own
+            shutil.rmtree(fresh)
     registry.promote(SLOT, bundle.id, at=datetime.now(UTC), reason="demo: first champion")
     return {"id": bundle.id, "trained_now": True, "metrics": bundle.manifest.get("metrics", {})}
 
