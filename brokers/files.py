@@ -1,11 +1,12 @@
-"""Files that are either whole or not there: written beside their place, synced, then renamed into it."""
+"""Files and folders that are either whole or not there: written beside their place, synced, then renamed into it."""
 
 from __future__ import annotations
 
 import io
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -50,6 +51,29 @@ def write_parquet(frame: pl.DataFrame, path: Path, *, rows_per_group: int | None
     frame.write_parquet(encoded, compression="zstd", row_group_size=rows_per_group)
     with atomic_write(path) as file:
         file.write(encoded.getbuffer())
+
+
+def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write a new folder of files.
+
+    Raises:
+        OSError: It exists and holds something, or cannot be written; nothing is left behind then.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        temporary.chmod(0o755)
+        for name, content in contents.items():
+            with (temporary / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        sync_folder(temporary)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

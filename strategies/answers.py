@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from brokers.domain import utc
-from strategies.durable import sync_directory
+from brokers.files import sync_folder
 from strategies.prompt import ANSWER_CHARACTERS_MAX
 from strategies.strategy import Action
 
@@ -213,6 +213,6 @@ class AnswerFile:
                 raise OSError(f"{self.path} took a part of a line only: is the disk full?")
             os.fsync(file.fileno())
         if is_new:
-            sync_directory(self.path.parent)
+            sync_folder(self.path.parent)
         self._note(answer)
         self._end += len(line)

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from brokers.domain import utc
+from brokers.files import atomic_write, write_folder
 from brokers.series import BarSeries
-from strategies.durable import write_directory, write_file
 from strategies.features import FeatureError, FeatureSpec
 
 FORMAT = 1
@@ -197,7 +197,7 @@ def write_bundle(
         if present.id != manifest["id"]:
             raise BundleError(f"{directory} holds bundle {present.id} already: choose another directory")
         return present
-    write_directory(directory, contents)
+    write_folder(directory, contents)
     return Bundle.load(directory)
 
 
@@ -281,7 +281,7 @@ class Registry:
         if bundle.id not in self.policies():
             names = [*bundle.manifest["files"], MANIFEST_FILE]
             contents = {name: (bundle.path / name).read_bytes() for name in names}
-            write_directory(self.root / "policy" / bundle.id, contents)
+            write_folder(self.root / "policy" / bundle.id, contents)
         return self.show(bundle.id)
 
     def slot(self, name: str) -> Slot:
@@ -344,7 +344,8 @@ class Registry:
                 before = self.slot(name)
                 history = (*before.history, _entry(before))[-HISTORY_MAX:]
             slot = Slot(name=name, policy=policy_id, llm=llm, fusion=fusion, at=utc(at), reason=reason, history=history)
-            write_file(path, _dump({"slot": name, **_entry(slot), "history": list(history)}))
+            with atomic_write(path) as file:
+                file.write(_dump({"slot": name, **_entry(slot), "history": list(history)}))
         return slot
 
     def rollback(self, name: str, *, at: datetime, reason: str = "rollback") -> Slot:
