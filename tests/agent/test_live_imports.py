@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-NEVER = ("torch", "gymnasium", "stable_baselines3", "numba", "transformers", "pandas", "alembic")
+NEVER = ("torch", "gymnasium", "stable_baselines3", "numba", "transformers", "ollama", "httpx", "pandas", "alembic")
 """Packages of the trainer, of the language model and of other venues; Alembic serves older ledgers only."""
 
 PROGRAM = """
