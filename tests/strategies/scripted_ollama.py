@@ -86,7 +86,8 @@ class ScriptedOllama:
     def _reply(self, path: str, body: Any) -> Reply:
         if path == "/api/chat":
             return self.chat(len(self.asked()) - 1, body)
-        return {"/api/tags": self.tags, "/api/ps": self.ps}[path]()
+        known = {"/api/tags": self.tags, "/api/ps": self.ps}
+        return known[path]() if path in known else Reply({"error": "no such page"}, 404)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError, ConnectionError):

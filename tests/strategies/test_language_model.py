@@ -202,7 +202,6 @@ CLIENT_ERRORS: dict[str, tuple[Reply, Reason]] = {
     "runner died": (Reply({"error": "model runner has unexpectedly stopped"}, 500), Reason.LLM_UNREACHABLE),
     "an error that is a list": (Reply(["boom"], 500), Reason.LLM_BAD_ANSWER),
     "not allowed": (Reply({"error": "no"}, 401), Reason.LLM_UNREACHABLE),
-    "redirect": (Reply({}, 307, {"Location": "http://127.0.0.1:1/api/chat"}), Reason.LLM_UNREACHABLE),
     "hang": (Reply(hang=True), Reason.LLM_TIMEOUT),
     "late": (Reply(chat_body(), delay_s=5.0), Reason.LLM_TIMEOUT),
     "dribble": (Reply(chat_body(), drip_s=0.05), Reason.LLM_TIMEOUT),
@@ -258,6 +257,18 @@ def test_whatever_goes_wrong_is_an_abstention_with_its_reason_within_the_deadlin
         assert model.status().fault.startswith(reason.value)
 
     on_server(work, script={"chat": lambda *_: reply})
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_not_followed(status: int) -> None:
+    async def work(model: LanguageModel, server: ScriptedOllama) -> None:
+        server.chat = lambda *_: Reply({}, status, {"Location": f"{server.url}/elsewhere"})
+        [abstention] = await model.opinions(observe())
+        assert isinstance(abstention, Abstention)
+        assert (abstention.reason, f"status {status}" in abstention.detail) == (Reason.LLM_UNREACHABLE, True)
+        assert not server.asked("/elsewhere")
+
+    on_server(work)
 
 
 def test_nobody_listening_is_unreachable() -> None:
