@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ import uvicorn
 
 from agent.ollama.api import application
 from agent.ollama.standin import Standin
+from brokers.serving import QuietServer, ServerError, listen, url_of
 
 __all__ = ["ServerError", "Standin", "serve", "serve_in_thread"]
 
@@ -22,16 +22,11 @@ _START_S = 10.0
 _CONNECTIONS_MAX = 2_048
 
 
-class ServerError(Exception):
-    """The stand-in cannot listen; the message names the address and the remedy."""
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn that says when it listens, ends hanging answers first, and ends quietly on SIGTERM."""
+class _Server(QuietServer):
+    """Ends the answers that hang before it waits for the others."""
 
     def __init__(self, standin: Standin, on_ready: Callable[[], None]) -> None:
         self._closing = asyncio.Event()
-        self._on_ready = on_ready
         config = uvicorn.Config(
             application(standin, self._closing),
             loop="asyncio",
@@ -45,11 +40,7 @@ class _Server(uvicorn.Server):
             limit_concurrency=_CONNECTIONS_MAX,
             timeout_graceful_shutdown=_STOP_S,
         )
-        super().__init__(config)
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_ready()
+        super().__init__(config, on_ready)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._closing.set()
@@ -71,15 +62,7 @@ def serve(
         ServerError: The address is taken or not this machine's.
     """
     with _listen(host, port) as listener:
-        server = _Server(standin, lambda: on_ready(_url(listener)))
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        for number in before:
-            signal.signal(number, lambda *_: None)  # uvicorn raises the signal again once it has stopped
-        try:
-            server.run([listener])
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        _Server(standin, lambda: on_ready(url_of(listener))).run_on(listener)
 
 
 @contextlib.contextmanager
@@ -97,30 +80,11 @@ def serve_in_thread(standin: Standin, *, host: str = "127.0.0.1", port: int = 0)
         try:
             if not ready.wait(_START_S):
                 raise ServerError(f"the stand-in did not start within {_START_S:g} s: the machine is too busy")
-            yield _url(listener)
+            yield url_of(listener)
         finally:
             server.should_exit = True
             thread.join(_START_S)
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only on sockets that say they are TCP
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        reason = error.strerror or str(error)
-        msg = (
-            f"the stand-in cannot listen on {host}:{port} ({reason}): give another --host or --port, or port 0 for any"
-        )
-        raise ServerError(msg) from error
-    return listener
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return listen(host, port, who="the stand-in", remedy="give another --host or --port, or port 0 for any")

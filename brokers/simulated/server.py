@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
@@ -21,6 +19,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from brokers.serving import QuietServer, ServerError, listen, url_of
 from brokers.simulated import data_face, stepping_face, trading_face
 from brokers.simulated.books import BooksError
 from brokers.simulated.engine import MatchingEngine
@@ -38,10 +37,7 @@ _KEEP_ALIVE_S = 300
 """Wall seconds an idle connection stays open: closing it as a client sends would make an outcome unknown."""
 _STOP_S = 2
 """Wall seconds that open connections get to finish on SIGTERM."""
-
-
-class ServerError(Exception):
-    """The exchange cannot listen; the message names the address and the remedy."""
+_OTHER_ADDRESS = "give another address or port (--port, exchange.port), or port 0 for any"
 
 
 def application(engine: MatchingEngine, options: ServerOptions | None = None) -> Starlette:
@@ -80,9 +76,7 @@ def serve(
     """
     chosen = options or ServerOptions()
     try:
-        listener = _listen(chosen)
-        with listener:
-            host, port = listener.getsockname()[:2]
+        with listen(chosen.host, chosen.port, who="the exchange", remedy=_OTHER_ADDRESS) as listener:
             config = uvicorn.Config(
                 application(engine, chosen),
                 loop="asyncio",
@@ -94,51 +88,9 @@ def serve(
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_STOP_S,
             )
-            _Server(config, lambda: on_ready(f"http://{host}:{port}")).run_on(listener)
+            QuietServer(config, lambda: on_ready(url_of(listener))).run_on(listener)
     finally:
         engine.close()
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn that says when it listens, and that ends quietly on SIGTERM."""
-
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_ready = on_ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_ready()
-
-    def run_on(self, listener: socket.socket) -> None:
-        """Serve one bound socket; a stop by signal is a normal end, not a death by signal."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        for number in before:
-            signal.signal(number, lambda *_: None)  # uvicorn raises the signal again once it has stopped
-        try:
-            self.run([listener])
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def _listen(options: ServerOptions) -> socket.socket:
-    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only on sockets that say they are TCP; with it, each answer takes 40 ms
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((options.host, options.port))
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        reason = error.strerror or str(error)
-        msg = (
-            f"the exchange cannot listen on {options.host}:{options.port} ({reason}): "
-            "give another address or port (--port, exchange.port), or port 0 for any"
-        )
-        raise ServerError(msg) from error
-    return listener
 
 
 async def _run_freely(engine: MatchingEngine, acceleration: float) -> None:
