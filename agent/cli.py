@@ -14,7 +14,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 # one thread for BLAS and OpenMP, before anything loads them: on small matrices more threads only spin
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "ollama": ("agent.commands.ollama:ollama", "Stand in for an Ollama server: answers by rule or script, and faults."),
     "status": ("agent.commands.operate:status", "Show the account, positions, exits, orders and incidents."),
     "why": ("agent.commands.operate:why", "Explain what was decided on a bar, traded or not."),
+    "report": ("agent.commands.report:report", "Write a tearsheet: one HTML file of a daemon's run or a backtest."),
     "halt": ("agent.commands.operate:halt", "Stop entries until `tandem resume`; exits go on."),
     "resume": ("agent.commands.operate:resume", "End a halt; forget pauses and reject streaks."),
     "ledger": ("agent.commands.ledger:app", "The ledger: backup, restore, migrate."),
@@ -56,14 +57,26 @@ FOREIGN: Mapping[str, str] = {"train": "Train models offline (needs the `train` 
 class LazyGroup(TyperGroup):
     """A group that knows its commands' names and help, and imports them one by one."""
 
+    _only_names = False
+
     def list_commands(self, ctx: Any) -> list[str]:
         """Return every command's name, in the order of the manual."""
         del ctx
         return [*COMMANDS, *_foreign()]
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Complete names without importing any command: the shell asks at every press of a key."""
+        self._only_names = True
+        try:
+            return super().shell_complete(ctx, incomplete)
+        finally:
+            self._only_names = False
+
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Import and return one command; None where there is no such name."""
         del ctx
+        if self._only_names:
+            return TyperCommand(cmd_name)
         if cmd_name in COMMANDS:
             return _load(cmd_name, COMMANDS[cmd_name][0])
         point = _foreign().get(cmd_name)

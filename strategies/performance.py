@@ -81,7 +81,14 @@ class Performance:
         volatility: Annual standard deviation of returns per close.
         sharpe: Annual Sharpe ratio, interest rate zero.
         sharpe_se: Its standard error, with skewness and kurtosis (Mertens 2002; Lo 2002).
-        sortino: Annual mean over downside deviation.
+        sortino: Annual mean over downside deviation (Sortino & Price 1994, target zero).
+        calmar: Compound annual growth over the largest drawdown (Young 1991), over the whole run.
+        skewness: Of returns per close, g1 = m3 / m2^1.5; None below three returns or without any spread.
+        excess_kurtosis: Of returns per close, g2 = m4 / m2^2 - 3; 0 for normal returns.
+        expected_shortfall: Mean of the worst 5 % of returns per close, <= 0 where they are losses
+            (Acerbi & Tasche 2002).
+        best_close: Largest return of one close.
+        worst_close: Smallest return of one close.
         max_drawdown: Largest fall from a peak, >= 0.
         max_drawdown_closes: Longest stretch below a peak, in closes, also if it has not ended.
         max_drawdown_days: The same in days.
@@ -92,6 +99,7 @@ class Performance:
         round_trips: Positions opened and closed.
         win_rate: Share of round trips with a profit after fees.
         profit_factor: Sum of profits over sum of losses.
+        payoff_ratio: Mean profit of winning over mean loss of losing round trips.
         mean_trip_days: Mean duration of a round trip.
         fees: Quote currency.
         fees_bps: Fees over traded value, basis points.
@@ -106,6 +114,12 @@ class Performance:
     sharpe: float | None
     sharpe_se: float | None
     sortino: float | None
+    calmar: float | None
+    skewness: float | None
+    excess_kurtosis: float | None
+    expected_shortfall: float | None
+    best_close: float
+    worst_close: float
     max_drawdown: float
     max_drawdown_closes: int
     max_drawdown_days: float
@@ -116,6 +130,7 @@ class Performance:
     round_trips: int
     win_rate: float | None
     profit_factor: float | None
+    payoff_ratio: float | None
     mean_trip_days: float | None
     fees: float
     fees_bps: float | None
@@ -186,18 +201,27 @@ def measure(
     trips = round_trips(executions, splits)
     gains = math.fsum(trip.profit for trip in trips if trip.profit > 0.0)
     losses = -math.fsum(trip.profit for trip in trips if trip.profit < 0.0)
+    winners, losers = sum(trip.profit > 0.0 for trip in trips), sum(trip.profit < 0.0 for trip in trips)
     sharpe, sharpe_se = sharpe_ratio(returns_T, per_year)
+    skewness, kurtosis = shape_of(returns_T)
     growth = float(equity_T[-1] / equity_T[0])
+    cagr = _cagr(growth, years)
     return Performance(
         closes=len(equity_T),
         years=years,
         closes_per_year=per_year,
         total_return=growth - 1.0,
-        cagr=_cagr(growth, years),
+        cagr=cagr,
         volatility=float(np.std(returns_T, ddof=1)) * math.sqrt(per_year) if len(returns_T) > 1 else 0.0,
         sharpe=sharpe,
         sharpe_se=sharpe_se,
         sortino=sortino_ratio(returns_T, per_year),
+        calmar=cagr / depth if cagr is not None and depth > 0.0 else None,
+        skewness=skewness,
+        excess_kurtosis=None if kurtosis is None else kurtosis - 3.0,
+        expected_shortfall=expected_shortfall(returns_T),
+        best_close=float(np.max(returns_T)),
+        worst_close=float(np.min(returns_T)),
         max_drawdown=depth,
         max_drawdown_closes=longest,
         max_drawdown_days=longest_ns / 86_400e9,
@@ -206,8 +230,9 @@ def measure(
         turnover=traded / float(np.mean(equity_T)) / years,
         executions=len(executions.symbol),
         round_trips=len(trips),
-        win_rate=sum(trip.profit > 0.0 for trip in trips) / len(trips) if trips else None,
+        win_rate=winners / len(trips) if trips else None,
         profit_factor=gains / losses if losses > 0.0 else None,
+        payoff_ratio=(gains / winners) / (losses / losers) if winners and losers else None,
         mean_trip_days=(
             math.fsum(trip.closed_ns - trip.opened_ns for trip in trips) / len(trips) / 86_400e9 if trips else None
         ),
@@ -238,6 +263,71 @@ def sortino_ratio(returns_T: Float, per_year: float) -> float | None:
     """Return the annual mean return over the downside deviation (root mean square of losses over all closes)."""
     downside = math.sqrt(float(np.mean(np.minimum(returns_T, 0.0) ** 2)))
     return float(np.mean(returns_T)) / downside * math.sqrt(per_year) if downside > 1e-15 else None
+
+
+def shape_of(returns_T: Float) -> tuple[float | None, float | None]:
+    """Return skewness and kurtosis (3 for normal returns) of returns, by moments without correction for bias."""
+    spread = float(np.std(returns_T)) if len(returns_T) > 2 else 0.0
+    if spread <= 1e-15:
+        return None, None
+    z_T = (returns_T - float(np.mean(returns_T))) / spread
+    return float(np.mean(z_T**3)), float(np.mean(z_T**4))
+
+
+def expected_shortfall(returns_T: Float, share: float = 0.05) -> float | None:
+    """Return the mean of the worst `share` of returns (at least one); None below 1 / share returns.
+
+    Source: Acerbi & Tasche (2002), "On the coherence of expected shortfall", by order statistics.
+    """
+    count = math.floor(len(returns_T) * share)
+    return float(np.mean(np.partition(returns_T, count - 1)[:count])) if count else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relative:
+    """A run seen from a benchmark over the same closes. None where undefined.
+
+    Args:
+        correlation: Of returns per close.
+        beta: Covariance with the benchmark's returns over their variance (Sharpe 1964).
+        alpha: Annual mean return that beta does not explain, interest rate zero (Jensen 1968).
+        excess_return: Total return less the benchmark's.
+        information_ratio: Annual mean over standard deviation of the difference of returns (Goodwin 1998).
+    """
+
+    correlation: float | None
+    beta: float | None
+    alpha: float | None
+    excess_return: float
+    information_ratio: float | None
+
+
+def relative(equity_T: Float, benchmark_T: Float, close_ns_T: Int) -> Relative:
+    """Compare an equity curve with a benchmark's at the same closes.
+
+    Raises:
+        PerformanceError: Fewer than two closes, columns of different length, or equity that is not positive.
+    """
+    if len(equity_T) < 2 or not len(equity_T) == len(benchmark_T) == len(close_ns_T):
+        raise PerformanceError(
+            f"{len(equity_T)} equity points, {len(benchmark_T)} of the benchmark, {len(close_ns_T)} times: "
+            "give columns of one length, at least two"
+        )
+    if not (equity_T > 0.0).all() or not (benchmark_T > 0.0).all():
+        raise PerformanceError("equity is not positive throughout: returns are not defined")
+    per_year = (len(equity_T) - 1) / (float(close_ns_T[-1] - close_ns_T[0]) / YEAR_NS)
+    own_T, other_T = equity_T[1:] / equity_T[:-1] - 1.0, benchmark_T[1:] / benchmark_T[:-1] - 1.0
+    centred_T, centred_other_T = own_T - np.mean(own_T), other_T - np.mean(other_T)
+    own, other = float(np.mean(centred_T**2)), float(np.mean(centred_other_T**2))
+    shared = float(np.mean(centred_T * centred_other_T))
+    beta = shared / other if other > 1e-30 else None
+    return Relative(
+        correlation=shared / math.sqrt(own * other) if own > 1e-30 and other > 1e-30 else None,
+        beta=beta,
+        alpha=None if beta is None else (float(np.mean(own_T)) - beta * float(np.mean(other_T))) * per_year,
+        excess_return=float(equity_T[-1] / equity_T[0] - benchmark_T[-1] / benchmark_T[0]),
+        information_ratio=sharpe_ratio(own_T - other_T, per_year)[0],
+    )
 
 
 def drawdowns(equity_T: Float, close_ns_T: Int) -> tuple[float, int, int]:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,8 +17,10 @@ from agent.commands.options import AsJson, ConfigFile, Overrides
 
 if TYPE_CHECKING:
     from agent.settings import Settings
+    from brokers.series import BarSeries
 
 LEDGER_FILE = "ledger.sqlite"
+REPORT_FILE = "report.html"
 
 
 def backtest(
@@ -40,7 +43,7 @@ def backtest(
     overrides: Overrides = None,
     as_json: AsJson = False,  # noqa: FBT002 - as above
 ) -> None:
-    """Replay recorded bars through the live cycle; write decisions, trades, equity and metrics.
+    """Replay recorded bars through the live cycle; write decisions, trades, equity, metrics and a report.
 
     A time without a zone is taken as UTC.
     """
@@ -74,20 +77,40 @@ def _replay(settings: Settings, out: Path, *, keep_ledger: bool) -> Mapping[str,
     from agent.replay import replay, write_result  # noqa: PLC0415 - as above
 
     series = load_series(settings, period=settings.bar_period)
-    ledger_url = "sqlite://"
     out.mkdir(parents=True, exist_ok=True)
-    if keep_ledger:
-        _remove_ledger(out)  # a replay never continues another one
-        ledger_url = f"sqlite:///{(out / LEDGER_FILE).resolve()}"
-    try:
+    with _ledger_file(out, keep=keep_ledger) as ledger_url:
         with _progress() as progress:
             result = replay(settings, series, ledger_url=ledger_url, progress=progress)
         write_result(result, out)
-    except BaseException:
-        if keep_ledger:
-            _remove_ledger(out)  # half of a replay explains nothing
-        raise
+        _report(ledger_url, series, out)
     return result.metrics
+
+
+def _report(ledger_url: str, series: Mapping[str, BarSeries], out: Path) -> None:
+    from agent.ledger.store import open_ledger  # noqa: PLC0415 - loaded by the replay
+    from agent.report import from_ledger, write_report  # noqa: PLC0415 - paid by the command alone
+
+    ledger = open_ledger(ledger_url, create=False)
+    try:
+        data = from_ledger(ledger, series=series)
+    finally:
+        ledger.close()
+    write_report(out / REPORT_FILE, data)
+
+
+@contextmanager
+def _ledger_file(out: Path, *, keep: bool) -> Iterator[str]:
+    """Give the URL of the replay's ledger: a file in the folder, or one that is gone once the report is written."""
+    if not keep:
+        with TemporaryDirectory(prefix=".ledger-", dir=out) as folder:
+            yield f"sqlite:///{(Path(folder) / LEDGER_FILE).resolve()}"
+        return
+    _remove_ledger(out)  # a replay never continues another one
+    try:
+        yield f"sqlite:///{(out / LEDGER_FILE).resolve()}"
+    except BaseException:
+        _remove_ledger(out)  # half of a replay explains nothing
+        raise
 
 
 def _remove_ledger(out: Path) -> None:

@@ -38,6 +38,7 @@ USER_ERRORS = frozenset(
         "NotificationError",
         "PerformanceError",
         "RejectedError",
+        "ReportError",
         "ServerError",
         "SizingError",
         "StartError",

@@ -45,6 +45,7 @@ def test_a_backtest_writes_its_tables_and_tells_the_metrics(bars: Path, tmp_path
         "trades.parquet",
         "equity.parquet",
         "metrics.json",
+        "report.html",
     }
     assert "buy_and_hold on AAA, NO" in out
     for word in ("total return", "Sharpe ratio", "largest drawdown", "fees", "decisions.parquet"):
