@@ -22,7 +22,7 @@ LOOKS_MAX = 20
 def stranded_orders(
     state: TradingState, positions: Mapping[str, Position], corrected: Collection[str]
 ) -> list[KnownOrder]:
-    """Return the closing orders of ours for which nothing is held, or for a corrected symbol more than is held."""
+    """Return the legs of ours for which nothing is held; of a corrected symbol every order that closes too much."""
     return [order for order in state.orders.values() if _is_stranded(state, order, positions, corrected)]
 
 
@@ -31,6 +31,8 @@ def _is_stranded(
 ) -> bool:
     if order.leg is Leg.ENTRY or not order.state.is_working or order.parent_client_id in state.orders:
         return False  # legs wait for an entry that may still fill
+    if order.parent_client_id is None and order.symbol not in corrected:
+        return False  # a close of ours that fills in parts may be overtaken by the entry of its reversal
     held = state.book.qty(order.symbol)
     if held != (positions[order.symbol].qty if order.symbol in positions else Decimal(0)):
         return False  # not agreed with the venue yet
