@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agent.commands import complete
 from agent.commands.errors import CommandError
 from agent.commands.options import AsJson, ConfigFile, Overrides
 
@@ -33,7 +34,10 @@ def backtest(
     end: Annotated[str | None, typer.Option(help="Bars end before this time.", show_default="last bar")] = None,
     symbols: Annotated[str | None, typer.Option(help="Symbols, separated by commas.", show_default="all")] = None,
     strategy: Annotated[
-        str | None, typer.Option(help="dqn or a baseline.", show_default="strategy.name of the file")
+        str | None,
+        typer.Option(
+            help="dqn or a baseline.", show_default="strategy.name of the file", autocompletion=complete.strategy
+        ),
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Run the live cycle on every bar.")] = False,  # noqa: FBT002 - a flag on the command line is a named boolean
     keep_ledger: Annotated[  # noqa: FBT002 - as above

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agent.commands.options import Overrides
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -32,7 +34,7 @@ def demo(
     bars: Annotated[int, typer.Option(min=20, max=20_000, help="Bars to play.")] = 600,
     seed: Annotated[int, typer.Option(help="Seed of market and training.")] = 7,
     retrain: Annotated[bool, typer.Option("--retrain", help="Train a new champion even if there is one.")] = False,  # noqa: FBT002 - Typer's way to declare a flag
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")] = None,
+    overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,  # noqa: FBT002 - same
 ) -> None:
     """Offline, no account: train a small champion, run the daemon, tell what happened."""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from agent.commands.options import Overrides
+
 if TYPE_CHECKING:
     from agent.settings import Settings
     from brokers.series import BarSeries
@@ -52,7 +54,7 @@ def exchange(
             help="PATH=SECONDS: hold back a path's answers once the books are written; to test a client, repeatable."
         ),
     ] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value over the config.")] = None,
+    overrides: Overrides = None,
     until_stdin_closes: Annotated[  # noqa: FBT002  a flag on the command line is a named boolean
         bool,
         typer.Option("--until-stdin-closes", help="End when standard input does: with the process that started it."),

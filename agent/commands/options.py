@@ -7,6 +7,11 @@ from typing import Annotated
 
 import typer
 
+from agent.commands import complete
+
 ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML settings file.", show_default="defaults")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, over the file; repeatable.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="section.key=value, over the file; repeatable.", autocompletion=complete.setting),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

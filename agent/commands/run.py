@@ -6,16 +6,20 @@ import json
 import os
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from agent.commands import complete
+from agent.commands.options import ConfigFile, Overrides
+
 
 def run(
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML settings file.")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value, repeatable.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="Who decides: dqn or a baseline.")] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="Who decides: dqn or a baseline.", autocompletion=complete.strategy)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's summary as JSON at the end.")] = False,  # noqa: FBT002 - Typer's way to declare a flag
 ) -> None:
     """Run the daemon until it is told to stop."""
