@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -267,3 +268,27 @@ def test_answers_recorded_on_the_stand_in_replay_to_the_same_opinions() -> None:
     config, live = on_stand_in(work, book=book)
     assert any(isinstance(answer, Opinion) and answer.target == 0 for answer in live)
     assert asyncio.run(_list(LanguageModel(SPEC, config, book=book).opinions(observe(9, position=1)))) == live
+
+
+@pytest.mark.skipif(
+    "OLLAMA_LIVE_URL" not in os.environ, reason="no real server: set OLLAMA_LIVE_URL, and OLLAMA_LIVE_MODEL"
+)
+def test_a_real_server_is_understood() -> None:
+    """An untuned model may know nothing of its task; what it says must be read or refused, and its numbers be there."""
+    model_name = os.environ.get("OLLAMA_LIVE_MODEL", "qwen3:0.6b")
+    given: dict[str, Any] = {"model": model_name, "host": os.environ["OLLAMA_LIVE_URL"], "deadline_s": 60.0}
+
+    async def main() -> None:
+        unpinned = OllamaChat(LanguageModelConfig(digest="0" * 12, **given))
+        config = LanguageModelConfig(digest=await unpinned.digest(), mass_min=0.0, **given)
+        await unpinned.aclose()
+        model = LanguageModel.on_ollama(SPEC, config)
+        try:
+            assert await model.warm_up(), model.status()
+            answers = await model.opinions(observe(4))
+        finally:
+            await model.aclose()
+        assert set(reasons(answers)) <= {Reason.LLM_VOTE, Reason.LLM_BAD_ANSWER}, answers
+        assert [answer for answer in answers if isinstance(answer, Opinion) and answer.probabilities], answers
+
+    asyncio.run(main())

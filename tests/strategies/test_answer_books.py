@@ -133,6 +133,15 @@ def test_a_line_that_a_crash_cut_short_is_dropped_and_written_over(tmp_path: Pat
     assert len(AnswerFile(path)) == 3
 
 
+def test_what_a_crash_left_is_dropped_also_where_it_is_longer_than_the_next_line(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    AnswerFile(path).keep(numbered(1)[0])
+    with path.open("ab") as file:
+        file.write(b"x" * 5_000)
+    AnswerFile(path).keep(numbered(2)[1])
+    assert len(AnswerFile(path)) == 2
+
+
 @pytest.mark.parametrize(
     "line", ["", "{}", "[]", "null", "NaN", ANSWER.to_json().replace("+00:00", ""), ANSWER.to_json()[:-1] + ', "x": 1}']
 )

@@ -21,6 +21,7 @@ from tiny_models import SPEC, WIDTH
 
 from strategies.answers import AnswerMemory
 from strategies.llm import LanguageModel, LanguageModelConfig, LanguageModelError
+from strategies.llm.server import Reply as ServedReply
 from strategies.prompt import ANSWER_SCHEMA, PROMPT_VERSION, Template, read_back
 from strategies.strategy import Abstention, Observations, Opinion, Reason
 
@@ -406,6 +407,46 @@ def test_a_load_that_fails_is_tried_again_after_the_pause() -> None:
     on_server(work, warm=False, clock=lambda: now[0])
 
 
+def test_a_load_goes_on_where_its_caller_gives_up() -> None:
+    async def work(model: LanguageModel, server: ScriptedOllama) -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await model.warm_up()
+        assert model.status().state == "warming"
+        assert await model.warm_up()
+        assert (len(server.asked()), server.left) == (1, 0)
+
+    on_server(work, warm=False, script={"chat": lambda *_: Reply(chat_body(), delay_s=0.3)})
+
+
+class BlockingServer:
+    """Holds up the whole event loop while it answers, as any other code of the process may."""
+
+    async def chat(self, _messages: object) -> ServedReply:
+        time.sleep(0.3)  # noqa: ASYNC251 -- the point
+        return ServedReply(json.dumps({"action": "BUY", "reason": ""}), "stop", 0.3)
+
+    async def digest(self) -> str:
+        return DIGEST
+
+    async def is_loaded(self) -> bool:
+        return True
+
+    async def aclose(self) -> None:
+        pass
+
+
+def test_an_answer_after_the_deadline_does_not_count_even_where_nothing_could_stop_it() -> None:
+    async def main() -> None:
+        model = LanguageModel(SPEC, config(deadline_s=0.2), server=BlockingServer())
+        assert await model.warm_up()
+        assert reasons(await model.opinions(observe())) == [Reason.LLM_TIMEOUT]
+        assert (model.counters["late"], model.counters["answered"]) == (1, 0)
+        await model.aclose()
+
+    asyncio.run(main())
+
+
 def test_a_load_has_a_time_limit_of_its_own() -> None:
     async def work(model: LanguageModel, _server: ScriptedOllama) -> None:
         assert not await model.warm_up()
@@ -505,7 +546,8 @@ def test_a_newer_close_ends_the_round_of_an_older_one_and_its_answers_do_not_cou
         server.chat = lambda *_: Reply(chat_body("SELL"))
         newer = await model.opinions(observe(3, close=CLOSE + timedelta(hours=1)))
         assert reasons(newer) == [Reason.LLM_VOTE] * 3
-        assert reasons(await older) == [Reason.LLM_SUPERSEDED] * 3
+        async with asyncio.timeout(0.5):
+            assert reasons(await older) == [Reason.LLM_SUPERSEDED] * 3
         assert model.counters["late"] == 3
         assert server.left == 2
         assert reasons(await model.opinions(observe())) == [Reason.LLM_SUPERSEDED]
