@@ -426,7 +426,7 @@ def test_books_that_another_exchange_uses(home: Path) -> None:
         assert "exchange ready" in other.stdout.readline()
         done = tandem(home, *OF_BOOKS)
         other.terminate()
-    done.check_screen(1, ("database is locked", "another exchange process uses them"), MAY_TOUCH)
+    done.check_screen(1, ("locked by process", "another exchange process uses them"), MAY_TOUCH)
 
 
 @pytest.mark.parametrize(
