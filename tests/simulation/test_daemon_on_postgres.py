@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -82,6 +83,12 @@ def run(url: str, folder: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=folder)
 
 
+def asked(url: str, *command: str) -> str:
+    """Return what an operator's command says of a ledger on the server."""
+    whole = [sys.executable, "-m", "agent.cli", *command, "--set", f"ledger.url={url}"]
+    return subprocess.run(whole, check=True, capture_output=True, text=True).stdout
+
+
 def closes(server: PostgresServer, database: str) -> list[datetime]:
     found = server.ask(database, "SELECT close_time FROM cycles ORDER BY close_time")
     return [datetime.fromisoformat(str(row[0])) for row in found]
@@ -118,6 +125,9 @@ def test_a_daemon_whose_server_stops_ends_with_what_to_do_and_goes_on_afterwards
     with run(url, tmp_path, "daemon.max_bars=20") as daemon:
         _, told = daemon.communicate(timeout=120)
         assert daemon.returncode == 0, told[-3000:]
+    status = asked(url, "status", "--json")
+    assert json.loads(status)["run"]["end_reason"] == "max_bars"
+    assert "ALFA" in asked(url, "why", "ALFA")
     decided = closes(frail, database)
     assert decided == [decided[0] + number * PERIOD for number in range(len(decided))]
     assert frail.ask(database, "SELECT DISTINCT status FROM cycles") == [("done",)]
