@@ -213,7 +213,7 @@ class LedgerSettings(Section):
     """The only durable state of the daemon."""
 
     url: str = "sqlite:///var/tandem.sqlite"
-    """SQLAlchemy URL."""
+    """SQLAlchemy URL: `sqlite:///file`, or `postgresql://user@host/database` with the extra `postgres`."""
     busy_timeout_s: float = Field(5.0, gt=0, le=60)
     """Longest wait for another process's lock."""
     free_bytes_min: int = Field(20_000_000, ge=0)
