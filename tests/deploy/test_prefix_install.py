@@ -238,13 +238,12 @@ def test_a_backup_taken_while_the_service_runs_is_restored_and_played_to_the_sam
 # ---- the unit's restrictions --------------------------------------------------------------------------------
 
 
-def test_the_service_lives_under_the_restrictions_of_its_unit(service: Service, undisturbed: Service) -> None:
-    """Its system calls, no privileges, no memory that is both writable and executable; what it trades is the same."""
+def confined(service: Service) -> tuple[str, ...]:
+    """Return what starts a command as the service's user under the restrictions of its unit."""
     if sys.platform != "linux" or not any(Path("/usr/lib").rglob("libseccomp.so.2")):
         pytest.skip("there is no libseccomp")
-    unit = read_unit(ROOT / "deploy" / "tandem.service")["Service"]
-    user = service.prefix.user
-    service.launcher = (
+    unit, user = read_unit(ROOT / "deploy" / "tandem.service")["Service"], service.prefix.user
+    return (
         str(service.prefix.program.with_name("python")),
         str(Path(__file__).with_name("confined.py")),
         *(("-", "-") if user.uid is None else (str(user.uid), str(user.gid))),
@@ -252,6 +251,26 @@ def test_the_service_lives_under_the_restrictions_of_its_unit(service: Service, 
         unit["SystemCallErrorNumber"][0],
         ",".join(sorted(syscalls_of(unit["SystemCallFilter"]))),
     )
+
+
+def test_a_model_answers_under_the_restrictions_of_the_unit(service: Service) -> None:
+    code = (
+        "import numpy, onnxruntime\n"
+        "from pathlib import Path\n"
+        "model = Path(onnxruntime.__file__).parent / 'datasets' / 'sigmoid.onnx'\n"
+        "session = onnxruntime.InferenceSession(model, providers=['CPUExecutionProvider'])\n"
+        "print(session.run(None, {'x': numpy.zeros((3, 4, 5), 'float32')})[0].mean())\n"
+    )
+    asked = [*confined(service), str(service.prefix.program.with_name("python")), "-c", code]
+    done = subprocess.run(
+        asked, cwd=service.state, env=service.environ(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "0.5\n", done.stderr
+
+
+def test_the_service_lives_under_the_restrictions_of_its_unit(service: Service, undisturbed: Service) -> None:
+    """Its system calls, no privileges, no memory that is both writable and executable; what it trades is the same."""
+    service.launcher = confined(service)
     service.start()
     code = service.finish()
     assert code == 0, f"exit code {code}: {service.journal()[-3000:]}"
