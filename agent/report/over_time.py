@@ -57,7 +57,7 @@ def headline(found: Figures) -> Markup:
         (
             "Annual growth",
             say.percent(own.cagr, sign=True),
-            f"extrapolated from {say.days(own.years * 365.25)}" if short else f"over {own.years:.1f} years",
+            f"extrapolated from only {say.days(own.years * 365.25)}" if short else f"over {own.years:.1f} years",
             say.tone(own.cagr),
         ),
         ("Sharpe ratio", say.number(own.sharpe), f"annual{error}", None),

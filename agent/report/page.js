@@ -58,6 +58,12 @@
     for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n += 1) ticks.push(n * step);
     return { ticks, step };
   };
+  /** Decimals without which two ticks could look alike. */
+  const digitsOf = (step) => {
+    let digits = 0;
+    while (digits < 9 && Math.abs(Math.round(step * 10 ** digits) / 10 ** digits - step) > step * 1e-6) digits += 1;
+    return digits;
+  };
   const DAY = 86400;
   const SPANS = [60, 300, 900, 1800, 3600, 10800, 21600, 43200, DAY, 2 * DAY, 7 * DAY];
   const timeSteps = (begin, end, count) => {
@@ -109,7 +115,7 @@
       box.setAttribute("role", "group");
       box.setAttribute("aria-roledescription", "chart");
       box.addEventListener("pointermove", (event) => this.hover(event));
-      box.addEventListener("pointerleave", () => this.leave());
+      box.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && this.leave());
       box.addEventListener("pointerdown", (event) => this.press(event));
       box.addEventListener("pointerup", (event) => this.release(event));
       box.addEventListener("dblclick", () => this.look(null));
@@ -188,7 +194,7 @@
       high = this.data.top ?? high + pad;
       const bottom = height - 22 - (spans ? 14 : 0);
       const { ticks, step } = niceSteps(low, high, Math.max(2, Math.round(height / 52)));
-      const digits = Math.max(0, -Math.floor(Math.log10(step * (this.data.unit === "percent" ? 100 : 1)) + 1e-9));
+      const digits = digitsOf(step * (this.data.unit === "percent" ? 100 : 1));
       const write = this.data.unit === "percent" ? (value) => percent(value, digits)
         : (value) => clean(value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
       const left = 14 + Math.max(...ticks.map((tick) => write(tick).length), 3) * 6.6;
@@ -253,9 +259,14 @@
     drawMarks(parent, x, y, size) {
       const [begin, end] = this.range;
       for (const mark of this.marks) {
+        let [lastX, lastY] = [-Infinity, -Infinity];
         mark.t.forEach((at, n) => {
           if (at < begin || at > end) return;
-          const place = `translate(${x(at).toFixed(1)} ${y(mark.y[n]).toFixed(1)})`;
+          const [px, py] = [x(at), y(mark.y[n])];
+          // one that would lie on its predecessor adds nothing: zooming brings it out
+          if (px - lastX < size * 1.3 && Math.abs(py - lastY) < size * 1.3) return;
+          [lastX, lastY] = [px, py];
+          const place = `translate(${px.toFixed(1)} ${py.toFixed(1)})`;
           element("path", { class: `mark ${mark.kind}`, d: SHAPES[mark.kind](size), transform: place }, parent);
         });
       }
@@ -324,7 +335,9 @@
     }
 
     press(event) {
-      if (this.plot && event.pointerType === "mouse" && event.button === 0) this.pinned = this.time(event);
+      if (!this.plot) return;
+      if (event.pointerType !== "mouse") this.hover(event);
+      else if (event.button === 0) this.pinned = this.time(event);
     }
 
     release(event) {

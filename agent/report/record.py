@@ -7,11 +7,13 @@ from typing import Any
 
 from agent.report import wording as say
 from agent.report.data import NotMeasured, ReportData
-from agent.report.elements import missing, note, section, table
+from agent.report.elements import folded, missing, note, section, table
 from agent.report.figures import Figures
 from agent.report.markup import Content, Markup, tag
 
 INCIDENTS_SHOWN = 200
+INCIDENTS_OPEN = 15
+"""Incidents that are shown without being asked for."""
 
 
 def metrics(found: Figures) -> Markup:
@@ -113,7 +115,8 @@ def incidents(data: ReportData) -> Markup:
     made = table(
         f"{which} {say.count(total)} incidents", ["at, UTC", "kind", "symbol", "what"], rows, text_columns=(0, 1, 2, 3)
     )
-    return section("incidents", "Incidents", note(summary), made)
+    long = len(rows) > INCIDENTS_OPEN
+    return section("incidents", "Incidents", note(summary), folded("Incidents as a table", made) if long else made)
 
 
 def facts(rows: Sequence[tuple[str, str]]) -> Markup:

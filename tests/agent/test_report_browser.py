@@ -9,6 +9,7 @@ import http.server
 import os
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,20 @@ def test_keys_buttons_and_dragging_zoom_into_the_price(tab: Page, report: Path) 
             buttons=1,
         )
     assert tab.value(labels) != whole
+
+
+def test_ticks_of_an_axis_are_evenly_spaced_as_they_are_written(tab: Page, report: Path) -> None:
+    for view in (DESKTOP, PHONE):
+        tab.open(report.as_uri(), **view)
+        labels = tab.value(
+            "[...document.querySelectorAll('[data-chart]')].map(box => [...box.querySelectorAll('.tick')]"
+            ".filter(t => t.getAttribute('text-anchor') === 'end' && t.previousSibling.classList.contains('grid'))"
+            ".map(t => Number(t.textContent.replace('\u2212', '-').replace(/[ %,]/g, ''))))"
+        )
+        assert len(labels) == 4
+        for ticks in labels:
+            steps = [b - a for a, b in pairwise(ticks)]
+            assert steps == pytest.approx([steps[0]] * len(steps))
 
 
 def test_choosing_a_symbol_shows_its_own_trades(tab: Page, report: Path) -> None:
