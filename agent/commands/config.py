@@ -74,13 +74,17 @@ def redacted(settings: Settings) -> dict[str, Any]:
 
 
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the JSON Schema with each setting's meaning, which stands under it in the model's source."""
+    """Return the JSON Schema (draft 2020-12) with each setting's default, and its meaning from the model's source."""
     content = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
     content["title"] = "Tandem's settings"
     for section in _sections(model):
         described = content if section is model else content["$defs"][section.__name__]
         for name, meaning in _meanings(section).items():
             described["properties"][name].setdefault("description", meaning)
+        for name, field in section.model_fields.items():
+            if field.default_factory is not None:
+                default = field.get_default(call_default_factory=True, validated_data={})
+                described["properties"][name].setdefault("default", default)
     return content
 
 

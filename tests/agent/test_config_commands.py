@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
 import yaml
+from pydantic import ValidationError
 from tandem_cli import tandem
 
 from agent.commands.config import redacted, schema_of
@@ -51,15 +54,59 @@ def test_the_schema_accepts_the_defaults_and_refuses_unknown_keys() -> None:
         jsonschema.validate({"risk": {"cooldown_bar": 7}}, schema)
 
 
-def test_the_schema_says_what_every_setting_means() -> None:
+def settings_in(
+    schema: dict[str, Any], section: dict[str, Any], path: str = ""
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every setting of a schema by its whole name."""
+    for name, content in section["properties"].items():
+        referred = schema["$defs"].get(content.get("$ref", "").rpartition("/")[2], {})
+        if "properties" in referred:
+            yield from settings_in(schema, referred, f"{path}{name}.")
+        else:
+            yield path + name, content
+
+
+def leaves(values: dict[str, Any], sections: set[str], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if path + name in sections:
+            yield from leaves(value, sections, f"{path}{name}.")
+        else:
+            yield path + name, value
+
+
+def test_the_schema_says_what_every_setting_means_and_what_it_is_without_being_set() -> None:
     schema = schema_of(Settings)
-    silent = [
-        f"{name}.{key}"
-        for name, section in {"top": schema, **schema["$defs"]}.items()
-        for key, value in section.get("properties", {}).items()
-        if "description" not in value and "$ref" not in value
-    ]
-    assert silent == []
+    found = dict(settings_in(schema, schema))
+    sections = {name.rpartition(".")[0] for name in found} - {""}
+    assert {name: content["default"] for name, content in found.items()} == dict(
+        leaves(Settings().model_dump(mode="json"), sections)
+    )
+    assert [name for name, content in found.items() if not content.get("description")] == []
+    assert [
+        name for name, content in schema["$defs"].items() if "properties" in content and not content["description"]
+    ] == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"risk": {"cooldown_bars": -1}},
+        {"risk": {"cooldown_bar": 1}},
+        {"risk": 3},
+        {"symbols": "BTC"},
+        {"asset_class": "bonds"},
+        {"exchange": {"start": []}},
+        {"notifications": {"events": ["fils"]}},
+        {"costs": {"fee_bps": "ten"}},
+        {"nosuch": {}},
+    ],
+    ids=str,
+)
+def test_what_the_daemon_refuses_an_editor_marks_as_wrong(content: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Settings.model_validate(content)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(content, schema_of(Settings))
 
 
 def test_check_finds_what_the_settings_name_and_is_not_there() -> None:
@@ -77,11 +124,20 @@ def test_every_configuration_of_the_repository_loads_for_daemon_and_training(fil
     assert settings.ledger.url.startswith("sqlite:///var/")
 
 
+class EditorsYaml(yaml.SafeLoader):
+    """YAML as JSON knows it: a time is text."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - the base's own attribute
+        first: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:timestamp"]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.name)
 def test_every_configuration_fits_the_schema(file: Path) -> None:
-    content = yaml.load(file.read_text(), Loader=yaml.BaseLoader)  # noqa: S506 - plain strings, as an editor sees keys
-    schema = schema_of(Settings)
-    assert set(content) <= set(schema["properties"])
+    validator = jsonschema.Draft202012Validator(schema_of(Settings))
+    content = yaml.load(file.read_text(), Loader=EditorsYaml)  # noqa: S506 - a safe loader without times
+    assert [error.message for error in validator.iter_errors(content)] == []
 
 
 def test_the_configurations_are_those_that_the_manual_names() -> None:
