@@ -94,6 +94,11 @@ def test_the_word_belongs_to_the_number_as_it_is_shown() -> None:
     ]
 
 
+def test_zero_has_one_sign() -> None:
+    rows = [np.full(len(SPEC.names), value) for value in (-0.001, -0.0, 0.001)]
+    assert len({prompt_hash(Template(SPEC).messages(row, 0)) for row in rows}) == 1
+
+
 def test_a_prompt_names_neither_users_columns_nor_symbols_nor_dates() -> None:
     spec = SPECS[1]
     text = " ".join(message["content"] for message in Template(spec).messages(np.zeros(len(spec.names)), 0))
