@@ -19,7 +19,7 @@ import pytest
 from _pytest.mark.structures import ParameterSet
 from onnx import TensorProto, helper, numpy_helper
 
-from strategies.bundle import Registry, write_bundle
+from strategies.bundle import Bundle, Registry, write_bundle
 from strategies.features import FeatureSpec, Group
 
 SCREEN_LINES = 25
@@ -228,16 +228,17 @@ def play(folder: Path) -> None:
 def make_models(folder: Path) -> str:
     """A registry with one policy in the slot `default`; returns its id. Others lie beside it as bundles."""
     registry = Registry(folder / "models")
-    bundle = registry.add(_bundle(folder / "good", 300.0, "recorded"))
+    bundle = registry.add(linear_bundle(folder / "good", 300.0, "recorded"))
     registry.promote("default", bundle.id, at=T0, reason="first")
-    _bundle(folder / "hourly", 3_600.0, "recorded")
-    _bundle(folder / "elsewhere", 300.0, "another-feed")
+    linear_bundle(folder / "hourly", 3_600.0, "recorded")
+    linear_bundle(folder / "elsewhere", 300.0, "another-feed")
     policy = folder / "policy"
     shutil.copytree(folder / "models" / "policy" / bundle.id, policy)
     return bundle.id
 
 
-def _bundle(folder: Path, period_s: float, feed: str):  # type: ignore[no-untyped-def]  # noqa: ANN202 - a Bundle
+def linear_bundle(folder: Path, period_s: float, feed: str) -> Bundle:
+    """Write a bundle whose policy holds long what the first feature is worth, and flat nothing."""
     spec = FeatureSpec((Group("returns", "returns", {"horizons": [1, 4], "unit": 16}),), period_s)
     width = len(spec.names)
     return write_bundle(
