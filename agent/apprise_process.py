@@ -16,14 +16,20 @@ import os
 import resource
 import signal
 import sys
+import threading
+import time
+from contextlib import suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from apprise import NotifyBase
 
-MEMORY_BYTES_MAX = 512 * 1024 * 1024
-"""Address space of this process: an answer without end fails here, not in the daemon."""
+MEMORY_BYTES_MAX = 256 * 1024 * 1024
+"""Resident memory of this process, which needs 70 MB: an answer without end fails here, not in the daemon."""
+MEMORY_LOOK_S = 0.02
+TOO_LARGE = 3
+"""Exit code where that was too little."""
 NICENESS = 10
 """A message never outruns a decision."""
 WORDS_LENGTH_MAX = 300
@@ -35,7 +41,9 @@ class _LateError(BaseException):
 
 def main() -> None:
     """Read the question, do what it asks, write the answer."""
-    os.nice(NICENESS)
+    with suppress(PermissionError):  # a hardened unit may forbid it
+        os.nice(NICENESS)
+    threading.Thread(target=_watch_memory, name="memory", daemon=True).start()
     question = json.load(sys.stdin)
     signal.signal(signal.SIGALRM, _late)
     words = _Words()
@@ -51,16 +59,11 @@ def main() -> None:
 
 
 def _prepare(words: _Words) -> None:
-    """Load Apprise and set the limits."""
-    import apprise  # noqa: F401, PLC0415 - before the limit of memory, so that it counts what is sent alone
-    import requests  # noqa: PLC0415 - as above
+    """Forbid redirects, and listen to what Apprise says."""
+    import requests  # noqa: PLC0415 - only in this process
 
     # an answer elsewhere would carry the message to a host that nobody named
     setattr(requests.sessions.Session, "get_redirect_target", _nowhere)  # noqa: B010 - not for a type checker
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most = MEMORY_BYTES_MAX if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES_MAX, hard)
-    if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
     logger = logging.getLogger("apprise")
     logger.handlers[:] = [words]
     logger.propagate = False
@@ -132,13 +135,19 @@ def _send(service: NotifyBase, question: dict[str, Any], words: _Words) -> str |
         )
     except _LateError:
         return f"no complete answer within {timeout_s:g} s"
-    except MemoryError:
-        return "the answer was larger than any answer should be"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     if delivered:
         return None
     return " ".join(" ".join(words.lines).split())[:WORDS_LENGTH_MAX] or "the service did not take it"
+
+
+def _watch_memory() -> None:
+    """End this process at its limit. A limit of the system's would do, but a hardened unit forbids to set one."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    while resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit < MEMORY_BYTES_MAX:
+        time.sleep(MEMORY_LOOK_S)
+    os._exit(TOO_LARGE)
 
 
 def _late(_signal: int, _frame: FrameType | None) -> NoReturn:

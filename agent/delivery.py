@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from agent.apprise_process import TOO_LARGE
 from agent.known_secrets import URLS_VARIABLE
 from agent.settings import NotificationSettings
 
@@ -128,6 +129,8 @@ class AppriseSender:
 
 
 def _faults(answer: bytes, count: int, code: int | None) -> list[str | None]:
+    if code == TOO_LARGE:
+        return ["the answer is larger than any answer should be"] * count
     try:
         faults = json.loads(answer)["faults"]
     except (ValueError, KeyError, TypeError):

@@ -81,6 +81,7 @@ class NewsDesk:
         self._clock = clock
         self._calendar = calendar
         self._run_id = run_id
+        self._summary: tuple[datetime, str] | None = None
         self._patience = timedelta(seconds=decision_deadline_s) + UNDECIDED_WAIT
 
     def start(self, kind: str) -> Position:
@@ -172,12 +173,18 @@ class NewsDesk:
         events: list[Event] = []
         ends: list[str] = []
         while len(events) < READ_MAX and (end := self._next_end(told_until)) is not None:
-            text = summary_of(self._ledger, self._end_before(end), end)
+            text = self._summarised(end)
             day = (end - timedelta(microseconds=1)).date()
             events.append(Event(f"summary of {day}", f"{day}: {text.splitlines()[0]}", text))
             ends.append(end.isoformat())
             told_until = end
         return News(events, len(events), ends[0], ends[-1]) if events else News()
+
+    def _summarised(self, end: datetime) -> str:
+        """Return the session's summary, made once however often it must be sent: a day of many symbols takes 0.2 s."""
+        if self._summary is None or self._summary[0] != end:
+            self._summary = end, summary_of(self._ledger, self._end_before(end), end)
+        return self._summary[1]
 
     def _next_end(self, told_until: datetime) -> datetime | None:
         """Return the first end of a session with closes that is over and not told; None while there is none."""

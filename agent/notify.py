@@ -121,8 +121,7 @@ class Notifications:
         """
         chosen: frozenset[str] = frozenset(self._settings.events)
         for target in self._targets:
-            stored = self._ledger.get_state(target.key)
-            cursor = Cursor() if stored is None else Cursor.from_json(stored)
+            cursor = self._stored(target)
             positions: dict[str, Position] = {
                 kind: cursor.positions[kind] if kind in cursor.positions else self._desk.start(kind)
                 for kind in KINDS
@@ -131,6 +130,15 @@ class Notifications:
             target.cursor = Cursor(positions, cursor.windows, cursor.undelivered)
             self._commit(target)
         self._tasks = [asyncio.create_task(self._serve(target)) for target in self._targets]
+
+    def _stored(self, target: _Target) -> Cursor:
+        """Return the cursor that the ledger keeps; a new one where there is none, or none that can be understood."""
+        stored = self._ledger.get_state(target.key)
+        try:
+            return Cursor() if stored is None else Cursor.from_json(stored)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            log.error("a cursor cannot be read: told from now on", target=target.label, error=repr(error))  # noqa: TRY400 - the value says all
+            return Cursor()
 
     async def finish(self, limit_s: float) -> None:
         """Tell what is left, for at most `limit_s`; the rest waits in the ledger for the next start."""

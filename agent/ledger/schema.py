@@ -105,6 +105,16 @@ class Json(TypeDecorator[Any]):
         return None if value is None else json.loads(value)
 
 
+class WordsJson(Json):
+    """The same with `Words` in it: texts are redacted, numbers and keys stay."""
+
+    cache_ok = True
+
+    def process_bind_param(self, value: Mapping[str, Any] | None, dialect: Dialect) -> str | None:
+        """Redact before it is JSON: afterwards a replaced number would be none."""
+        return super().process_bind_param(_REDACTORS.get(dialect, _PLAIN).value(value), dialect)
+
+
 @lru_cache(maxsize=4_096)
 def iso(at: datetime) -> str:
     """Return the ledger's text form of an aware time.
@@ -132,7 +142,7 @@ runs = Table(
     Column("venue", String(40), nullable=False),
     Column("strategy", String(80), nullable=False),
     Column("strategy_id", String(80), nullable=False),
-    Column("settings", Json, nullable=False),
+    Column("settings", WordsJson, nullable=False),
 )
 
 cycles = Table(
@@ -324,6 +334,6 @@ state = Table(
     "state",
     metadata,
     Column("key", String(80), primary_key=True),
-    Column("value", Json, nullable=False),
+    Column("value", WordsJson, nullable=False),
 )
 """Small durable facts: the halt, reject streaks, the last execution id, applied splits."""

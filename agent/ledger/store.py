@@ -191,7 +191,7 @@ class Ledger:
 
     def set_state(self, connection: Connection, key: str, value: Mapping[str, Any]) -> None:
         """Write one durable fact, texts in it redacted."""
-        self.upsert(connection, schema.state, [{"key": key, "value": self.redactor.value(value)}])
+        self.upsert(connection, schema.state, [{"key": key, "value": value}])
 
     def incident(self, connection: Connection, at: datetime, kind: str, detail: str, symbol: str | None = None) -> None:
         """Write down that something happened which a person may want to know; `detail` is redacted, then cut."""

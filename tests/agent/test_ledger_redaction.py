@@ -66,6 +66,11 @@ WRITERS: dict[str, Callable[[Ledger], None]] = {
         lambda ledger, c: ledger.upsert(c, schema.orders, [order_row(TOLD)])
     ),
     "a durable fact": in_transaction(lambda ledger, c: ledger.set_state(c, "paused", {"A": TOLD, "n": 3})),
+    "the settings of a run": in_transaction(
+        lambda _, c: (
+            c.execute(schema.runs.insert(), {**run_row(), "run_id": 2, "settings": {"params": {"x": [TOLD]}}}) and None
+        )
+    ),
     "the end of a run": lambda ledger: end_run(ledger, 1, f"failed: {TOLD}"),
     "an operator's halt": lambda ledger: control.halt(ledger, TOLD, AT) and None,
 }
