@@ -17,11 +17,16 @@ from agent.commands.errors import CommandError
 from agent.commands.options import AsJson, ConfigFile, Overrides
 
 if TYPE_CHECKING:
+    from agent.replay import ReplayResult
     from agent.settings import Settings
     from brokers.series import BarSeries
 
 LEDGER_FILE = "ledger.sqlite"
 REPORT_FILE = "report.html"
+_WAYS = {
+    "fast": "fast replay: bars in which nothing could happen were passed over (--exact runs the live cycle on each)",
+    "exact": "exact replay: the live cycle on every bar",
+}
 
 
 def backtest(
@@ -39,17 +44,19 @@ def backtest(
             help="dqn or a baseline.", show_default="strategy.name of the file", autocompletion=complete.strategy
         ),
     ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Run the live cycle on every bar.")] = False,  # noqa: FBT002 - a flag on the command line is a named boolean
+    exact: Annotated[bool, typer.Option("--exact", help="Run the live cycle on every bar: the same result, slower.")] = False,  # noqa: FBT002 - a flag on the command line is a named boolean
     keep_ledger: Annotated[  # noqa: FBT002 - as above
-        bool, typer.Option("--keep-ledger", help=f"Keep the replay's ledger as {LEDGER_FILE}, for status and why.")
+        bool,
+        typer.Option("--keep-ledger", help=f"With --exact: keep the ledger as {LEDGER_FILE}, for status and why."),
     ] = False,
     config: ConfigFile = None,
     overrides: Overrides = None,
     as_json: AsJson = False,  # noqa: FBT002 - as above
 ) -> None:
-    """Replay recorded bars through the live cycle; write decisions, trades, equity, metrics and a report.
+    """Replay recorded bars; write decisions, trades, equity, metrics and a report.
 
-    A time without a zone is taken as UTC.
+    Bars in which nothing can happen are passed over; all others take the live gate, sizing and exchange. A time without
+    a zone is taken as UTC.
     """
     from agent.commands.operate import parse_time  # noqa: PLC0415 - paid by the command alone
     from agent.commands.screen import print_json  # noqa: PLC0415 - as above
@@ -67,36 +74,63 @@ def backtest(
     configure(level="warning")
     if settings.exchange.bars is None:
         raise CommandError("no bars: name a file with --bars, or in exchange.bars")
-    if not exact:
-        typer.echo("the fast path does not exist yet: running --exact, the live cycle on every bar", err=True)
-    metrics = _replay(settings, out, keep_ledger=keep_ledger)
+    metrics = _replay(settings, out, exact=exact, keep_ledger=keep_ledger)
     if as_json:
         print_json({"out": str(out), **metrics})
     else:
         _tell(metrics, settings, out)
 
 
-def _replay(settings: Settings, out: Path, *, keep_ledger: bool) -> Mapping[str, Any]:
+def _replay(settings: Settings, out: Path, *, exact: bool, keep_ledger: bool) -> Mapping[str, Any]:
     from agent.exchange import load_series  # noqa: PLC0415 - Polars and the engine
-    from agent.replay import replay, write_result  # noqa: PLC0415 - as above
 
     series = load_series(settings, period=settings.bar_period)
     out.mkdir(parents=True, exist_ok=True)
+    metrics = None
+    if not (exact or keep_ledger):
+        metrics = _replay_fast(settings, series, out)
+    return _replay_exact(settings, series, out, keep_ledger=keep_ledger) if metrics is None else metrics
+
+
+def _replay_fast(settings: Settings, series: Mapping[str, BarSeries], out: Path) -> Mapping[str, Any] | None:
+    """Replay without passing every bar; None where that is not possible, which is said."""
+    from agent.fast_replay import NotFastError, fast_replay  # noqa: PLC0415 - Polars and the engine
+    from agent.replay import write_result  # noqa: PLC0415 - as above
+    from agent.report import write_report  # noqa: PLC0415 - as above
+    from agent.report.sources import from_replay  # noqa: PLC0415 - as above
+
+    try:
+        with _progress() as progress:
+            result = fast_replay(settings, series, progress=progress)
+    except NotFastError as reason:
+        typer.echo(f"running the live cycle on every bar, as with --exact: {reason}", err=True)
+        return None
+    _remove_ledger(out)  # it would tell of another replay
+    write_result(result, out)
+    write_report(out / REPORT_FILE, from_replay(settings, result, series))
+    return result.metrics
+
+
+def _replay_exact(
+    settings: Settings, series: Mapping[str, BarSeries], out: Path, *, keep_ledger: bool
+) -> Mapping[str, Any]:
+    from agent.replay import replay, write_result  # noqa: PLC0415 - Polars and the engine
+
     with _ledger_file(out, keep=keep_ledger) as ledger_url:
         with _progress() as progress:
             result = replay(settings, series, ledger_url=ledger_url, progress=progress)
         write_result(result, out)
-        _report(ledger_url, series, out)
+        _report(ledger_url, series, result, out)
     return result.metrics
 
 
-def _report(ledger_url: str, series: Mapping[str, BarSeries], out: Path) -> None:
+def _report(ledger_url: str, series: Mapping[str, BarSeries], result: ReplayResult, out: Path) -> None:
     from agent.ledger.store import open_ledger  # noqa: PLC0415 - loaded by the replay
     from agent.report import from_ledger, write_report  # noqa: PLC0415 - paid by the command alone
 
     ledger = open_ledger(ledger_url, create=False)
     try:
-        data = from_ledger(ledger, series=series)
+        data = from_ledger(ledger, series=series, decisions=result.decisions, equity=result.equity)
     finally:
         ledger.close()
     write_report(out / REPORT_FILE, data)
@@ -159,6 +193,7 @@ def _tell(metrics: Mapping[str, Any], settings: Settings, out: Path) -> None:
     screen.pairs(rows)
     screen.say(f"wrote {', '.join(sorted(path.name for path in out.iterdir() if not path.name.startswith('.')))}")
     screen.say(f"in {out}")
+    screen.say(_WAYS[metrics["replay"]])
 
 
 def _percent(fraction: float | None) -> str:

@@ -57,7 +57,12 @@ _SHOWN_SETTINGS = (
 
 
 def from_ledger(
-    ledger: Ledger, *, series: Mapping[str, BarSeries] | None = None, bar_store: Path | None = None
+    ledger: Ledger,
+    *,
+    series: Mapping[str, BarSeries] | None = None,
+    bar_store: Path | None = None,
+    decisions: pl.DataFrame | None = None,
+    equity: pl.DataFrame | None = None,
 ) -> ReportData:
     """Read everything from a ledger.
 
@@ -65,6 +70,8 @@ def from_ledger(
         ledger: Of a daemon, dead or alive, or of a replay.
         series: The bars that were played, where they are at hand; else the ledger's own and the bar store's are read.
         bar_store: Where a daemon keeps bars that have left the ledger.
+        decisions: `agent.tables.decisions_frame` of this ledger, where it has been made already.
+        equity: `agent.tables.equity_frame` likewise.
 
     Raises:
         ReportError: No daemon has run on it.
@@ -76,7 +83,8 @@ def from_ledger(
             raise ReportError(f"no daemon has run on the ledger {ledger.url}: there is nothing to report yet")
         settings: Mapping[str, Any] = next((run.settings for run in reversed(runs) if run.settings), {})
         period = parse_period(settings["period"]) if "period" in settings else timedelta(0)
-        decisions, equity = decisions_frame(ledger, period), equity_frame(ledger)
+        decisions = decisions_frame(ledger, period) if decisions is None else decisions
+        equity = equity_frame(ledger) if equity is None else equity
         executions = _executions(ledger)
         incidents = _incidents(ledger)
         symbols = tuple(settings.get("symbols", ())) or tuple(decisions["symbol"].unique(maintain_order=True))
@@ -132,6 +140,27 @@ def from_folder(folder: Path) -> ReportData:
         incidents=kept,
         facts=[("strategy", str(metrics.get("strategy", "unknown")))],
         source="the tables of a backtest, without its ledger",
+    )
+
+
+def from_replay(settings: Settings, result: ReplayResult, series: Mapping[str, BarSeries]) -> ReportData:
+    """Take the tables of a fast replay, which has no ledger, and the bars that it played."""
+    unknown = "a fast backtest does not write it down (tandem backtest --exact does)"
+    none = [pl.lit(None, dtype=pl.Float64).alias(name) for name in _COST_COLUMNS]
+    chosen = settings.model_dump(mode="json")
+    symbols = tuple(result.metrics["symbols"])
+    return ReportData(
+        strategy=str(result.metrics["strategy"]),
+        symbols=symbols,
+        equity=result.equity,
+        decisions=result.decisions,
+        executions=result.trades.with_columns(pl.col("qty", "price", "fee").cast(pl.Float64), *none),
+        bars=_within(_played(series, symbols), result.equity),
+        costs=_cost_model(chosen),
+        predictions=NotMeasured(unknown),
+        incidents=NotMeasured(unknown) if result.metrics["incidents"] else (),
+        facts=_setting_facts(chosen, "exchange"),
+        source="the tables of a fast backtest",
     )
 
 

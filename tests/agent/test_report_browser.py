@@ -200,6 +200,7 @@ def test_arrow_keys_read_a_chart_out_and_escape_lets_go(tab: Page, report: Path)
     tab.press("End")
     shown = tab.value("document.querySelector('.lead strong:nth-of-type(2)').textContent").replace("\u00a0", " ")
     assert f"this run {shown.lstrip('+')}" in tab.value(said)
+    assert tab.complaints() == []
 
 
 def test_keys_buttons_and_dragging_zoom_into_the_price(tab: Page, report: Path) -> None:
@@ -313,7 +314,7 @@ def test_a_run_of_a_quarter_million_rows_is_drawn_within_seconds(tab: Page, long
         "(() => { const began = performance.now(); document.getElementById('zoom-in').click();"
         " document.getElementById('all').click(); return performance.now() - began; })()"
     )
-    assert spent_ms < 3_000
+    assert spent_ms < 10_000
     tab.open(long_report.as_uri(), **DESKTOP)
     tab.screenshot(pictures / "long-desktop.png")
     assert tab.complaints() == []
