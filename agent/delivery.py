@@ -11,9 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+import structlog
+
 from agent.apprise_process import TOO_LARGE
 from agent.known_secrets import URLS_VARIABLE
 from agent.settings import NotificationSettings
+from brokers.configuration import ConfigurationError
+
+log = structlog.get_logger("tandem.notify")
 
 TARGETS_MAX = 10
 """Notification URLs of one daemon."""
@@ -23,8 +28,12 @@ START_S_MAX = 15.0
 Level = Literal["info", "success", "warning", "failure"]
 
 
-class NotificationError(Exception):
+class NotificationError(ConfigurationError):
     """Notifications are not configured so that they can be sent; the message names the source and the remedy."""
+
+
+class ChildError(Exception):
+    """The process that sends did not do its work; that says nothing of the URLs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +94,11 @@ async def check_urls(settings: NotificationSettings, urls: Sequence[str]) -> Non
     """
     if not urls:
         return
-    faults = await AppriseSender(settings).ask(urls, {})
+    try:
+        faults = await AppriseSender(settings).ask(urls, {})
+    except ChildError as error:  # each sending checks its URL again: trading need not wait for that
+        log.warning("the notification URLs could not be checked", error=str(error))
+        return
     for label, fault in zip(labels(urls), faults, strict=True):
         if fault is not None:
             raise NotificationError(f"notification URL {label}: {fault}")
@@ -100,10 +113,17 @@ class AppriseSender:
 
     async def send(self, url: str, message: Message) -> str | None:
         """Return None once the other side has taken the message, else why not."""
-        return (await self.ask([url], {"title": message.title, "body": message.body, "level": message.level}))[0]
+        try:
+            return (await self.ask([url], {"title": message.title, "body": message.body, "level": message.level}))[0]
+        except ChildError as error:
+            return str(error)
 
     async def ask(self, urls: Sequence[str], message: Mapping[str, str]) -> list[str | None]:
-        """Run the child once; returns one fault or None for each URL."""
+        """Run the child once; returns one fault or None for each URL.
+
+        Raises:
+            ChildError: It gave no answer.
+        """
         common = {"urls": list(urls), "timeout_s": self._timeout_s, "trusted_hosts": list(self._trusted_hosts)}
         try:
             process = await asyncio.create_subprocess_exec(
@@ -114,27 +134,27 @@ class AppriseSender:
                 env=_environment(),
             )
         except OSError as error:
-            return [f"no process could be started to send it ({error.strerror or error})"] * len(urls)
+            raise ChildError(f"no process could be started to send it ({error.strerror or error})") from error
         try:
             limit_s = START_S_MAX + self._timeout_s * len(urls)
             question = json.dumps({**common, **message}).encode()
             answer, _ = await asyncio.wait_for(process.communicate(question), limit_s)
-            return _faults(answer, len(urls), process.returncode)
+            return _faults(answer, process.returncode)
         except TimeoutError:
-            return ["the process that sends it did not end in time"] * len(urls)
+            raise ChildError("the process that sends it did not end in time") from None
         finally:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
 
 
-def _faults(answer: bytes, count: int, code: int | None) -> list[str | None]:
+def _faults(answer: bytes, code: int | None) -> list[str | None]:
     if code == TOO_LARGE:
-        return ["the answer is larger than any answer should be"] * count
+        raise ChildError("the answer is larger than any answer should be")
     try:
         faults = json.loads(answer)["faults"]
     except (ValueError, KeyError, TypeError):
-        return [f"the process that sends it ended with code {code} and no answer"] * count
+        raise ChildError(f"the process that sends it ended with code {code} and no answer") from None
     return [None if fault is None else str(fault) for fault in faults]
 
 

@@ -38,12 +38,12 @@ class Check:
 
 def check_settings(settings: Settings) -> list[Check]:
     """Check what the settings name, without touching ledger or venue."""
-    return _run(settings, (_calendar, _host, _bars, _strategy))
+    return _run(settings, (_calendar, _host, _bars, _strategy, _notifications))
 
 
 def check_all(settings: Settings) -> list[Check]:
     """Check the machine, the settings and everything that they name."""
-    everything = (_calendar, _host, _ledger, _bar_store, _bars, _strategy, _venue, _ports)
+    everything = (_calendar, _host, _ledger, _bar_store, _bars, _strategy, _venue, _ports, _notifications)
     return [*_python(), *_packages(), Check("settings", "ok", "read and valid"), *_run(settings, everything)]
 
 
@@ -299,6 +299,22 @@ def _ports(settings: Settings) -> Iterable[Check]:
         else:
             remedy = "nothing to do if that is the running daemon; otherwise choose another port"
             yield Check(name, "warn", f"{host}:{port} cannot be bound: {error}", remedy)
+
+
+def _notifications(settings: Settings) -> Iterable[Check]:
+    import asyncio  # noqa: PLC0415 - for this check alone
+
+    from agent.delivery import NotificationError, check_urls, labels, notification_urls  # noqa: PLC0415 - as above
+
+    chosen = settings.notifications
+    try:
+        urls = notification_urls(chosen)
+        asyncio.run(check_urls(chosen, urls))
+    except NotificationError as error:
+        yield Check("notifications", "fail", str(error), "correct the URL; `tandem notify test` tries it")
+        return
+    told = f"{', '.join(labels(urls))}: {', '.join(chosen.events)}" if urls else "none configured"
+    yield Check("notifications", "ok", told)
 
 
 def _bind_error(host: str, port: int) -> str | None:

@@ -35,7 +35,6 @@ USER_ERRORS = frozenset(
         "FeedError",
         "HealthServerError",
         "LedgerError",
-        "NotificationError",
         "PerformanceError",
         "RejectedError",
         "ReportError",

@@ -141,3 +141,23 @@ def test_a_standing_halt_is_a_warning(options: list[str], tmp_path: Path) -> Non
     code, found = findings(*options)
     assert code == 0
     assert "maintenance" in found["halt"]["detail"]
+
+
+def test_a_notification_url_that_cannot_be_used_is_a_finding_without_its_token(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TANDEM_NOTIFICATION_URLS", "json://localhost:1/fine json://example.org/T0KEN9secret")
+    code, found = findings(*options)
+    assert code == 1
+    assert found["notifications"]["status"] == "fail"
+    assert "json#2" in found["notifications"]["detail"]
+    assert "T0KEN9secret" not in str(found)
+
+
+def test_notification_urls_that_can_be_used_are_named_by_their_service(
+    options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TANDEM_NOTIFICATION_URLS", "json://localhost:1/T0KEN9secret")
+    code, found = findings(*options)
+    assert code == 0
+    assert found["notifications"]["detail"].startswith("json#1: halts, ")
