@@ -193,16 +193,16 @@ def stand_in_process(delay_s: tuple[float, float]) -> Iterator[tuple[str, str]]:
 
 
 def _on_the_wall(folder: Path, symbols: int, closes: int, *, period_s: int, shrink: float) -> None:
-    deadline_s = 10.0 / shrink
+    deadline_s = 0.9 * period_s  # what the daemon does itself does not shrink with the delays
     with stand_in_process((0.1 / shrink, 3.0 / shrink)) as (url, digest):
         chosen = two_minds(
             folder,
             url,
-            f"daemon.decision_deadline_s={deadline_s * 0.99}",
+            f"daemon.decision_deadline_s={deadline_s}",
             "daemon.bar_grace_s=0",
             "daemon.sync_interval_s=3600",
             f"llm.deadline_s={8.0 / shrink}",
-            f"llm.reserve_s={1.0 / shrink}",
+            "llm.reserve_s=0.3",
             digest=digest,
             symbols=symbols,
             period=f"{period_s}s",

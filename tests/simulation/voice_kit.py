@@ -34,14 +34,11 @@ class WallClock:
     """Venue time that runs with the wall clock, bars and all: whoever thinks for long decides late."""
 
     stepped = False
+    feed_ended = False
 
     def __init__(self, engine: MatchingEngine) -> None:
         self._engine = engine
         self._begin, self._began = engine.now, time.monotonic()
-
-    @property
-    def feed_ended(self) -> bool:
-        return self._engine.feed_ended
 
     def now(self) -> datetime:
         """Return the time; everything that is due at the venue by then has happened."""
@@ -145,7 +142,8 @@ def play(
 async def _play(
     chosen: Settings, url: str, closes: int, *, on_the_wall: bool, once_warm: Callable[[], object]
 ) -> Played:
-    engine = make_engine(chosen, bars_of(chosen, closes - 1))
+    chosen = chosen.model_copy(update={"daemon": chosen.daemon.model_copy(update={"max_bars": closes})})
+    engine = make_engine(chosen, bars_of(chosen, closes + 1))
     tap = OrderTimes()
     broker: Any = TappedBroker(engine, tap)
     ledger = open_ledger(url, durable=False)
