@@ -50,7 +50,7 @@ def replayed(image: str, timeout: float) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def daemon() -> dict[str, Any]:
-    return replayed("daemon", 300)
+    return replayed("daemon", 600)
 
 
 def test_the_daemons_image_holds_nothing_that_trains(daemon: dict[str, Any]) -> None:
