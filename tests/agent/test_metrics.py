@@ -27,7 +27,9 @@ def used() -> Metrics:
     metrics.missed_job("cycle")
     metrics.incident("divergence")
     metrics.data_age("SPY", 30.0)
+    metrics.notified("sent")
     metrics.watch_ages(lambda: {"loop": 0.5})
+    metrics.watch_llm(lambda: {"asked": 3, "llm_timeout": 1})
     return metrics
 
 
