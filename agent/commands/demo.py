@@ -54,7 +54,9 @@ def demo(
         shutil.rmtree(folder)  # nothing has been played
         raise
     report = _play(settings, bars, console)
+    page = _write_report(settings, folder)
     facts = _facts(settings, config, folder, champion, report, time.monotonic() - began)
+    facts["report"] = str(page)
     (folder / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     if as_json:
         sys.stdout.write(json.dumps(facts, indent=2) + "\n")
@@ -169,6 +171,19 @@ def _play(settings: Settings, bars: int, console: Console) -> DaemonReport:
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("daemon: bars decided", total=bars)
         return asyncio.run(Daemon(settings, progress=lambda _parts, _report: progress.advance(task)).run())
+
+
+def _write_report(settings: Settings, folder: Path) -> Path:
+    from agent.ledger.store import open_ledger  # noqa: PLC0415 - loaded when the command runs
+    from agent.report import from_ledger, write_report  # noqa: PLC0415 - same
+
+    ledger = open_ledger(settings.ledger.url, create=False)
+    try:
+        data = from_ledger(ledger, bar_store=settings.daemon.bar_store)
+    finally:
+        ledger.close()
+    write_report(folder / "report.html", data)
+    return folder / "report.html"
 
 
 def _facts(
@@ -295,4 +310,4 @@ def _tell(facts: dict[str, Any]) -> None:
     where = f"tandem status -c {facts['config']}"
     if example is not None:
         where += f"   and   tandem why {example['symbol']} {example['close_time']} -c {facts['config']}"
-    sys.stdout.write(f"look further: {where}\n")
+    sys.stdout.write(f"look further: {where}\nas a page: {facts['report']}\n")

@@ -17,7 +17,7 @@ import numpy as np
 
 from agent.report.benchmark import Benchmark, buy_and_hold
 from agent.report.data import NotMeasured, ReportData
-from brokers.series import Float, Int, from_ns
+from brokers.series import BarSeries, Float, Int, from_ns
 from strategies.performance import (
     Executions,
     Performance,
@@ -27,6 +27,7 @@ from strategies.performance import (
     relative,
     splits_of,
 )
+from strategies.strategy import Reason
 
 if TYPE_CHECKING:
     import polars as pl
@@ -346,7 +347,24 @@ def _benchmark(data: ReportData, close_ns_T: Int, equity_T: Float) -> Benchmark 
         return data.costs
     if len(equity_T) < 2:
         return NotMeasured("fewer than two closes have been decided")
+    lost = _without_beginning(data, data.bars, int(close_ns_T[0]))
+    if lost:
+        return NotMeasured(f"the bars of the run's beginning are no longer kept for {', '.join(lost)}")
     return buy_and_hold(data.bars, data.costs, close_ns_T, float(equity_T[0]))
+
+
+_NO_BAR_THEN = frozenset({Reason.NO_BAR.value, Reason.STALE_DATA.value})
+
+
+def _without_beginning(data: ReportData, bars: Mapping[str, BarSeries], first_ns: int) -> list[str]:
+    """Return symbols whose first decision saw a bar that is not among the bars any more."""
+    opening = data.decisions.filter(data.decisions["close_time"] == data.equity["close_time"][0])
+    reasons = dict(zip(opening["symbol"].to_list(), opening["reason"].to_list(), strict=True))
+    return [
+        symbol
+        for symbol, one in bars.items()
+        if int(one.close_ns[0]) > first_ns and reasons.get(symbol, Reason.NO_BAR.value) not in _NO_BAR_THEN
+    ]
 
 
 def _benchmark_performance(

@@ -406,10 +406,18 @@
     choose();
   }
 
+  // ---- only a table that scrolls is a stop of the Tab key ----
+  const reachable = () => {
+    for (const box of document.querySelectorAll(".scroll")) box.tabIndex = box.scrollWidth > box.clientWidth ? 0 : -1;
+  };
+  reachable();
+  for (const details of document.querySelectorAll("details")) details.addEventListener("toggle", reachable);
+
   // ---- keep the drawings at the width of the page ----
   let waiting = 0;
   const widths = new Map(charts.map((chart) => [chart.box, chart.box.clientWidth]));
   const redraw = () => {
+    reachable();
     for (const chart of charts) {
       if (widths.get(chart.box) === chart.box.clientWidth) continue;
       widths.set(chart.box, chart.box.clientWidth);

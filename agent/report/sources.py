@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -22,6 +22,10 @@ from brokers.configuration import CostSettings
 from brokers.costs import CostModel
 from brokers.domain import parse_period
 from brokers.series import BarSeries, to_ns
+
+if TYPE_CHECKING:
+    from agent.replay import ReplayResult
+    from agent.settings import Settings
 
 LEDGER_FILE = "ledger.sqlite"
 """What a backtest's `--keep-ledger` writes."""
@@ -159,7 +163,7 @@ def from_replay(settings: Settings, result: ReplayResult, series: Mapping[str, B
         costs=_cost_model(chosen),
         predictions=NotMeasured(unknown),
         incidents=NotMeasured(unknown) if result.metrics["incidents"] else (),
-        facts=_setting_facts(chosen, "exchange"),
+        facts=_setting_facts(chosen, STEPPED_VENUE),
         source="the tables of a fast backtest",
     )
 
@@ -263,9 +267,6 @@ def _within(bars: Mapping[str, BarSeries] | NotMeasured, equity: pl.DataFrame) -
     empty = [symbol for symbol, one in cut.items() if not len(one)]
     if empty:
         return NotMeasured(f"no bars of {', '.join(empty)} lie within the run")
-    late = [symbol for symbol, one in cut.items() if int(one.close_ns[0]) > first]
-    if late and len(late) == len(cut):
-        return NotMeasured("the bars of the run's beginning are no longer kept")
     return cut
 
 

@@ -18,8 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jquantstats import Data
 from report_kit import HOSTILE, a_run, long_run, replayed_into, with_two_minds
+from sqlalchemy import delete, select
 from tandem_cli import replay_settings, tandem
 
+from agent.ledger import schema
 from agent.ledger.store import open_ledger
 from agent.report import NotMeasured, ReportData, figures, from_folder, from_ledger, render, write_report
 from agent.report.benchmark import buy_and_hold
@@ -28,6 +30,7 @@ from agent.report.data import ReportError
 from agent.report.figures import ANSWERS, Agreement, CostGroup, months, votes
 from agent.report.markup import Markup, data_block, tag
 from agent.report.thinning import banded, buckets_of, thin
+from brokers.bar_store import BarStore
 from brokers.costs import CostModel
 from brokers.series import BarSeries
 from strategies.performance import Performance
@@ -303,6 +306,38 @@ def test_a_single_close_is_no_performance(tmp_path: Path) -> None:
     data = read(url)
     assert data.equity.height == 1
     assert "fewer than two closes" in Reader(page(data)).text
+
+
+def test_bars_that_left_the_ledger_leave_prices_but_no_buy_and_hold(tmp_path: Path) -> None:
+    url = replayed_into(tmp_path, bars=80)
+    ledger = open_ledger(url, create=False)
+    try:
+        with ledger.transaction() as connection:
+            middle = list(connection.execute(select(schema.cycles.c.close_time)))[40][0]
+            connection.execute(delete(schema.bars_seen).where(schema.bars_seen.c.close_time < middle))
+    finally:
+        ledger.close()
+    data = read(url)
+    found = figures(data)
+    assert isinstance(found.benchmark, NotMeasured)
+    assert "no longer kept for AAA, BBB" in found.benchmark.reason
+    assert all(symbol["series"] for symbol in payload(data, found)["symbols"])
+
+
+def test_bars_that_left_the_ledger_are_read_from_the_bar_store(tmp_path: Path) -> None:
+    settings = replay_settings(daemon={"bar_store": None})
+    url = replayed_into(tmp_path, bars=80, settings=settings)
+    whole = read(url)
+    assert not isinstance(whole.bars, NotMeasured)
+    BarStore(tmp_path / "bars").write_series(whole.bars, period=timedelta(minutes=5))
+    ledger = open_ledger(url, create=False)
+    try:
+        with ledger.transaction() as connection:
+            connection.execute(delete(schema.bars_seen).where(schema.bars_seen.c.symbol == "AAA"))
+        stored = from_ledger(ledger, bar_store=tmp_path / "bars")
+    finally:
+        ledger.close()
+    assert figures(stored).summary()["buy_and_hold"] == figures(whole).summary()["buy_and_hold"]
 
 
 def test_a_ledger_without_a_run_cannot_be_reported(tmp_path: Path) -> None:
