@@ -16,7 +16,7 @@ from sqlalchemy import Connection, select
 from agent.ledger import schema
 from agent.records import record_position, split_plan, write_exit
 from agent.splits import is_met, settle_met
-from agent.trading_state import ArmedExit
+from agent.trading_state import ArmedExit, TradingState
 from brokers.account import split_quantity
 from brokers.costs import is_split, split_ratio
 from brokers.domain import Bar, Side
@@ -85,8 +85,13 @@ class BarSplits:
         question = select(schema.fills).where(schema.fills.c.symbol == symbol, schema.fills.c.at >= opened)
         later = connection.execute(question.order_by(schema.fills.c.exec_id)).all()
         moved = sum((row.qty if row.side == Side.BUY.value else -row.qty for row in later), Decimal(0))
-        holding = self.state.book.holdings.get(symbol)
-        held_before = (Decimal(0) if holding is None else holding.qty) - moved
-        if holding is not None and held_before:
-            holding.qty = split_quantity(held_before, ratio) + moved
-            holding.avg_cost /= ratio
+        split_holding(self.state, symbol, moved, ratio)
+
+
+def split_holding(state: TradingState, symbol: str, moved: Decimal, ratio: Decimal) -> None:
+    """Scale our own count of a holding; `moved` units of it were traded after the split, in new units already."""
+    holding = state.book.holdings.get(symbol)
+    held_before = (Decimal(0) if holding is None else holding.qty) - moved
+    if holding is not None and held_before:
+        holding.qty = split_quantity(held_before, ratio) + moved
+        holding.avg_cost /= ratio

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from agent.exits import fired_exits
 from agent.orders import Intent, intent_id
@@ -24,10 +24,70 @@ from strategies.strategy import Abstention, Opinion, Reason
 
 if TYPE_CHECKING:
     from agent.looking import View
-    from agent.parts import Parts
+    from agent.settings import Settings
+    from agent.trading_state import TradingState
+    from brokers.costs import CostModel
+    from brokers.domain import Instrument
+    from strategies.decision import ExitConfig
+    from strategies.sizing import SizingConfig
+    from strategies.strategy import Strategy
 
 PLANNED = "planned"
 """Outcome of a decision whose intents are committed and not yet carried out."""
+
+
+class Rooms(Protocol):
+    """What deciding needs of the wired rooms: nothing in it waits, and nothing of it is durable."""
+
+    @property
+    def settings(self) -> Settings:
+        """The settings."""
+        ...
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Symbols, in the order in which they are decided."""
+        ...
+
+    @property
+    def state(self) -> TradingState:
+        """What is known of orders, positions and exits."""
+        ...
+
+    @property
+    def newest_bars(self) -> Mapping[str, Bar]:
+        """Newest bar by symbol before the close that is decided."""
+        ...
+
+    @property
+    def instruments(self) -> Mapping[str, Instrument]:
+        """Rules by symbol."""
+        ...
+
+    @property
+    def costs(self) -> CostModel:
+        """What trading is expected to cost."""
+        ...
+
+    @property
+    def bars_per_year(self) -> float:
+        """Scales the annual volatility that is aimed at."""
+        ...
+
+    @property
+    def sizing(self) -> SizingConfig:
+        """How large an entry is."""
+        ...
+
+    @property
+    def exits(self) -> ExitConfig:
+        """Where exits lie that the strategy does not choose."""
+        ...
+
+    @property
+    def strategy(self) -> Strategy:
+        """Who decides."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +118,7 @@ class Decider:
         parts: The wired rooms; of these the settings, the state, the rules of the symbols, costs and sizes.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Rooms) -> None:
         self.parts = parts
         self.settings = parts.settings
         self.state = parts.state

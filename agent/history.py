@@ -225,13 +225,18 @@ class History:
 
     def _lookback(self, until: datetime) -> datetime:
         """Return a time before which no bar of the memory can start: sessions close at nights and weekends."""
-        wanted = self.features.spec.memory_bars + 2
-        if self.calendar.id == "24/7":
-            return until - self.period * wanted
-        wanted = round(wanted * BARS_ASKED_FACTOR)
-        begin = until - self.period * wanted * (1.6 if self.period >= timedelta(days=1) else 7.0)
-        start_ns, _, _ = self.calendar.grid_ns(to_ns(begin), to_ns(until), period_to_ns(self.period))
-        return begin if len(start_ns) < wanted else from_ns(start_ns[-wanted])
+        return lookback(self.calendar, self.period, self.features.spec.memory_bars, until)
+
+
+def lookback(calendar: TradingCalendar, period: timedelta, memory_bars: int, until: datetime) -> datetime:
+    """Return a time before which no bar of a memory can start: sessions close at nights and weekends."""
+    wanted = memory_bars + 2
+    if calendar.id == "24/7":
+        return until - period * wanted
+    wanted = round(wanted * BARS_ASKED_FACTOR)
+    begin = until - period * wanted * (1.6 if period >= timedelta(days=1) else 7.0)
+    start_ns, _, _ = calendar.grid_ns(to_ns(begin), to_ns(until), period_to_ns(period))
+    return begin if len(start_ns) < wanted else from_ns(start_ns[-wanted])
 
 
 def _groups(symbols: Sequence[str], size: int) -> Iterator[Sequence[str]]:

@@ -67,8 +67,6 @@ class Looker:
         self.period = parts.settings.bar_period
         self.newest = parts.newest_bars
         self._ranges_F2 = parts.features.spec.ranges
-        # features bounded by 1 are shares and flags that reach their bounds in the normal course of things
-        self._clipped_F = self._ranges_F2[:, 1] > 1.0
         self._refused: dict[str, datetime] = {}
 
     async def look(self, close: datetime) -> View:
@@ -138,10 +136,7 @@ class Looker:
 
     def _out_of_range(self, features_SF: NDArray[np.float64]) -> NDArray[np.int64]:
         """Count, per symbol, the features that stand at or beyond the range in which they are clipped."""
-        low_F, high_F = self._ranges_F2[:, 0], self._ranges_F2[:, 1]
-        with np.errstate(invalid="ignore"):
-            beyond_SF = (features_SF <= low_F) | (features_SF >= high_F)
-        return np.asarray((beyond_SF & self._clipped_F).sum(axis=1), dtype=np.int64)
+        return out_of_range(features_SF, self._ranges_F2)
 
     def _refuse(self, bar: Bar, fault: str) -> None:
         """Leave an incident, one a bar: it is fetched again until a good one has come."""
@@ -160,20 +155,54 @@ class Looker:
     def silence(self, view: View, index: int, symbol: str) -> Abstention | None:
         """Return why nobody can be asked about a symbol; None where one can."""
         bars = view.bars[symbol]
-        if not bars or bars[-1].close_time != view.close_time:
-            newest = bars[-1] if bars else self.newest.get(symbol)
-            if newest is None:
-                return Abstention(symbol, Reason.NO_BAR, "no bar has ever been seen")
-            age = (view.close_time - newest.close_time) / self.period
-            reason = Reason.STALE_DATA if age > self.settings.risk.stale_bars_max else Reason.NO_BAR
-            return Abstention(symbol, reason, f"the newest bar closed {newest.close_time.isoformat()}")
-        if not np.isfinite(view.features_SF[index]).all():
-            seen = self.parts.features.bars_seen(symbol)
-            wanted = self.parts.features.spec.memory_bars
-            if seen < wanted:
-                return Abstention(symbol, Reason.WARMING_UP, f"{seen} of {wanted} bars")
-            return Abstention(symbol, Reason.BAD_FEATURES, "a feature is not finite")
-        return None
+        return silence(
+            symbol,
+            view.close_time,
+            newest=bars[-1] if bars else self.newest.get(symbol),
+            came=bool(bars) and bars[-1].close_time == view.close_time,
+            features_F=view.features_SF[index],
+            bars_seen=self.parts.features.bars_seen(symbol),
+            memory_bars=self.parts.features.spec.memory_bars,
+            stale_after=self.settings.risk.stale_bars_max * self.period,
+        )
+
+
+def silence(
+    symbol: str,
+    close: datetime,
+    *,
+    newest: Bar | None,
+    came: bool,
+    features_F: NDArray[np.float64],
+    bars_seen: int,
+    memory_bars: int,
+    stale_after: timedelta,
+) -> Abstention | None:
+    """Return why nobody can be asked about a symbol at a close; None where one can.
+
+    `newest` is its newest bar, and `came` tells whether that is this close's and new.
+    """
+    if newest is None:
+        return Abstention(symbol, Reason.NO_BAR, "no bar has ever been seen")
+    if not came:
+        reason = Reason.STALE_DATA if close - newest.close_time > stale_after else Reason.NO_BAR
+        return Abstention(symbol, reason, f"the newest bar closed {newest.close_time.isoformat()}")
+    if not np.isfinite(features_F).all():
+        if bars_seen < memory_bars:
+            return Abstention(symbol, Reason.WARMING_UP, f"{bars_seen} of {memory_bars} bars")
+        return Abstention(symbol, Reason.BAD_FEATURES, "a feature is not finite")
+    return None
+
+
+def out_of_range(features_SF: NDArray[np.float64], ranges_F2: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Count, per row, the features that stand at or beyond the range in which they are clipped.
+
+    Features bounded by 1 are shares and flags that reach their bounds in the normal course of things.
+    """
+    low_F, high_F = ranges_F2[:, 0], ranges_F2[:, 1]
+    with np.errstate(invalid="ignore"):
+        beyond_SF = (features_SF <= low_F) | (features_SF >= high_F)
+    return np.asarray((beyond_SF & (high_F > 1.0)).sum(axis=1), dtype=np.int64)
 
 
 def bar_row(bar: Bar) -> dict[str, Any]:

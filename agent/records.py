@@ -6,11 +6,11 @@ venue says they are; `filled_qty` only grows; a terminal order stays so unless a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import Connection, bindparam, select, update
 
@@ -43,6 +43,35 @@ _OUTCOME = update(schema.decisions).where(
 )
 
 
+class VenueOrder(Protocol):
+    """What a venue says of an order, as far as it changes."""
+
+    @property
+    def state(self) -> OrderState:
+        """Its state."""
+        ...
+
+    @property
+    def qty(self) -> Decimal:
+        """Its quantity, units."""
+        ...
+
+    @property
+    def filled_qty(self) -> Decimal:
+        """What of it has filled, units."""
+        ...
+
+    @property
+    def stop_price(self) -> Decimal | None:
+        """Its stop, quote currency."""
+        ...
+
+    @property
+    def limit_price(self) -> Decimal | None:
+        """Its limit, quote currency."""
+        ...
+
+
 def record_orders(
     connection: Connection, ledger: Ledger, state: TradingState, venue_orders: Iterable[Order], venue_now: datetime
 ) -> list[str]:
@@ -63,10 +92,7 @@ def record_orders(
             ledger.incident(connection, venue_now, "late_fill", detail, order.symbol)
         if order.client_id in state.orders and not differs(known, order):
             continue
-        known.state = order.state
-        known.filled_qty = max(known.filled_qty, order.filled_qty)
-        known.qty = order.qty
-        known.stop_price, known.limit_price = order.stop_price, order.limit_price
+        take_news(known, order)
         rows.append(_row(known, order))
         if known.state.is_terminal:
             state.orders.pop(order.client_id, None)
@@ -76,7 +102,15 @@ def record_orders(
     return foreign
 
 
-def differs(known: KnownOrder, order: Order) -> bool:
+def take_news(known: KnownOrder, order: VenueOrder) -> None:
+    """Bring what is known of an order in step with what the venue says of it."""
+    known.state = order.state
+    known.filled_qty = max(known.filled_qty, order.filled_qty)
+    known.qty = order.qty
+    known.stop_price, known.limit_price = order.stop_price, order.limit_price
+
+
+def differs(known: KnownOrder, order: VenueOrder) -> bool:
     """Tell whether the venue says anything of an order that is not known of it."""
     return (known.state, known.filled_qty, known.qty, known.stop_price, known.limit_price) != (
         order.state,
@@ -142,16 +176,37 @@ def arm_exits(connection: Connection, ledger: Ledger, state: TradingState, venue
 
     Returns the symbols that hold a position without any plan (the caller must give them one).
     """
+    ended, changed, naked = step_exits(state, lambda symbol: _planned_exit(connection, state, symbol, venue_now))
+    for symbol in ended:
+        connection.execute(schema.exits.delete().where(schema.exits.c.symbol == symbol))
+    for armed in changed:
+        write_exit(connection, ledger, state, armed)
+    return naked
+
+
+def step_exits(
+    state: TradingState, planned: Callable[[str], ArmedExit | None]
+) -> tuple[list[str], list[ArmedExit], list[str]]:
+    """Bring the exits that are known in step with positions.
+
+    Args:
+        state: Positions, orders and exits; changed in place.
+        planned: Gives the exits that the newest entry on the side of a symbol's position was planned with.
+
+    Returns:
+        The symbols whose exits have ended, the exits that are new or of another mode, and the symbols that hold a
+        position without any plan.
+    """
+    ended = [symbol for symbol in state.exits if not state.book.qty(symbol)]
+    for symbol in ended:
+        del state.exits[symbol]
+    changed: list[ArmedExit] = []
     naked: list[str] = []
-    for symbol in list(state.exits):
-        if not state.book.qty(symbol):
-            del state.exits[symbol]
-            connection.execute(schema.exits.delete().where(schema.exits.c.symbol == symbol))
     for symbol, holding in state.book.holdings.items():
         armed = state.exits.get(symbol)
         if armed is None or not _closes(armed, holding.qty):
             # none yet, or a reversal between two looks left those of the other side: the entry's own plan counts
-            armed = _planned_exit(connection, state, symbol, venue_now)
+            armed = planned(symbol)
         if armed is None or not _closes(armed, holding.qty):
             naked.append(symbol)
             continue
@@ -159,8 +214,9 @@ def arm_exits(connection: Connection, ledger: Ledger, state: TradingState, venue
         if armed is state.exits.get(symbol) and mode == armed.mode:
             continue
         armed.mode = mode
-        write_exit(connection, ledger, state, armed)
-    return naked
+        state.exits[symbol] = armed
+        changed.append(armed)
+    return ended, changed, naked
 
 
 def write_exit(connection: Connection, ledger: Ledger, state: TradingState, armed: ArmedExit) -> None:
@@ -219,14 +275,18 @@ def _closes(armed: ArmedExit, qty: Decimal) -> bool:
 def _planned_exit(connection: Connection, state: TradingState, symbol: str, venue_now: datetime) -> ArmedExit | None:
     held_long = state.book.qty(symbol) > 0
     row = connection.execute(_NEWEST_ENTRY, {"symbol": symbol, "side": "buy" if held_long else "sell"}).first()
-    intent = None if row is None else intent_of(row)
-    if intent is None or intent.exits is None:
+    return None if row is None else exit_of(intent_of(row), venue_now)
+
+
+def exit_of(entry: Intent, venue_now: datetime) -> ArmedExit | None:
+    """Return the exits of a position that an entry has opened, of no mode yet; None where it was planned with none."""
+    if entry.exits is None:
         return None
     return ArmedExit(
-        symbol=symbol,
-        intent_id=intent.intent_id,
-        side=intent.side.opposite,
-        plan=intent.exits,
+        symbol=entry.symbol,
+        intent_id=entry.intent_id,
+        side=entry.side.opposite,
+        plan=entry.exits,
         mode="",
         armed_at=venue_now,
     )

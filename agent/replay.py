@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import select
 
@@ -76,7 +76,7 @@ async def _drive(
     engine = make_engine(settings, {symbol: series[symbol] for symbol in settings.symbols})
     venue_broker = SimulatedBroker(engine)
     clock = SimulatedClock(engine)
-    strategy, strategy_id = make_strategy(settings)
+    strategy, strategy_id = make_strategy(settings, replaying=True)
 
     async def no_pause(_seconds: float) -> None:
         return
@@ -111,21 +111,38 @@ async def _drive(
 
 def _result(settings: Settings, ledger: Ledger, series: Mapping[str, BarSeries]) -> ReplayResult:
     from agent.tables import decisions_frame, equity_frame, trades_frame  # noqa: PLC0415 - Polars, at the end only
-    from strategies.performance import performance, splits_of  # noqa: PLC0415 - at the end only
 
     decisions = decisions_frame(ledger, settings.bar_period)
     trades = trades_frame(ledger, series)
     equity = equity_frame(ledger)
-    incidents = [row.kind for row in ledger.rows(select(schema.incidents.c.kind))]
+    kinds = [row.kind for row in ledger.rows(select(schema.incidents.c.kind))]
+    incidents = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+    return result_of(settings, decisions, trades, equity, incidents=incidents, series=series, way="exact")
+
+
+def result_of(
+    settings: Settings,
+    decisions: pl.DataFrame,
+    trades: pl.DataFrame,
+    equity: pl.DataFrame,
+    *,
+    incidents: Mapping[str, int],
+    series: Mapping[str, BarSeries],
+    way: Literal["exact", "fast"],
+) -> ReplayResult:
+    """Return a replay's tables with what is measured on them; `way` says how it was replayed."""
+    from strategies.performance import performance, splits_of  # noqa: PLC0415 - at the end only
+
     played = {symbol: series[symbol] for symbol in settings.symbols}
     measured = performance(equity, trades, splits=splits_of(played)) if equity.height > 1 else None
     metrics: dict[str, Any] = {
+        "replay": way,
         "strategy": settings.strategy.name,
         "symbols": list(settings.symbols),
         "closes": equity.height,
         "decisions": decisions.height,
         "trades": trades.height,
-        "incidents": {kind: incidents.count(kind) for kind in sorted(set(incidents))},
+        "incidents": dict(incidents),
         "performance": None if measured is None else asdict(measured),
     }
     return ReplayResult(decisions=decisions, trades=trades, equity=equity, metrics=metrics)

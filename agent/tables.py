@@ -46,7 +46,7 @@ def decisions_frame(ledger: Ledger, period: timedelta) -> pl.DataFrame:
         }
         record |= {name: q.get(str(target)) for target, name in targets.items()}
         records.append(record)
-    frame = pl.DataFrame(records, schema=_DECISIONS, infer_schema_length=None)
+    frame = pl.DataFrame(records, schema=DECISIONS, infer_schema_length=None)
     after = pl.col("position_before").shift(-1).over("symbol").fill_null(pl.col("position_before"))
     return frame.with_columns(after.alias("position"))
 
@@ -84,7 +84,7 @@ def trades_frame(ledger: Ledger, series: Mapping[str, BarSeries]) -> pl.DataFram
                 "exec_id": row.exec_id,
             }
         )
-    return pl.DataFrame(records, schema=_TRADES, infer_schema_length=None)
+    return pl.DataFrame(records, schema=TRADES, infer_schema_length=None)
 
 
 def equity_frame(ledger: Ledger) -> pl.DataFrame:
@@ -100,7 +100,7 @@ def equity_frame(ledger: Ledger) -> pl.DataFrame:
         }
         for row in rows
     ]
-    return pl.DataFrame(records, schema=_EQUITY, infer_schema_length=None)
+    return pl.DataFrame(records, schema=EQUITY, infer_schema_length=None)
 
 
 def _bar_index(open_ns: Any, close_ns: Any, at_ns: int) -> int:
@@ -110,7 +110,7 @@ def _bar_index(open_ns: Any, close_ns: Any, at_ns: int) -> int:
 
 
 _MONEY = pl.Decimal(38, 12)
-_DECISIONS: dict[str, Any] = {
+DECISIONS: dict[str, Any] = {
     "timestamp": _TIME,
     "close_time": _TIME,
     "symbol": pl.String,
@@ -127,7 +127,7 @@ _DECISIONS: dict[str, Any] = {
     "take_profit": pl.Float64,
     "votes": pl.String,
 }
-_TRADES: dict[str, Any] = {
+TRADES: dict[str, Any] = {
     "symbol": pl.String,
     "side": pl.String,
     "qty": _MONEY,
@@ -141,7 +141,7 @@ _TRADES: dict[str, Any] = {
     "leg": pl.String,
     "exec_id": pl.String,
 }
-_EQUITY: dict[str, Any] = {
+EQUITY: dict[str, Any] = {
     "close_time": _TIME,
     "equity": pl.Float64,
     "cash": pl.Float64,

@@ -1,4 +1,4 @@
-"""Rules to beat: flat, buy and hold, random, momentum, mean reversion, and a forecast with a no-trade band.
+"""Rules to beat: flat, buy and hold, random, momentum, crossing averages, mean reversion, a forecast with its band.
 
 Each is a Strategy with a small feature spec of its own. Long or flat unless `shorts` is on.
 """
@@ -18,14 +18,20 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from brokers.series import Int, from_ns
+from strategies.batch import BatchAnswers
 from strategies.features import VOLATILITY_WINDOW, FeatureSpec, Group
 from strategies.features.groups import TYPICAL_SIGMA
 from strategies.observation import usable_rows, why_unusable
 from strategies.strategy import Abstention, Observations, Opinion, Reason
 
 _BPS = 1e-4
-_WINDOWS = frozenset({"lookback", "window", "half_life"})
+_WINDOWS = frozenset({"lookback", "window", "half_life", "fast", "slow"})
 _WINDOW_BARS_MAX = 10_000
+_NEAR = 1e-9
+"""A score so close to a threshold may lie on the other side of it on another machine."""
+
+Float = NDArray[np.float64]
 
 
 class BaselineError(ValueError):
@@ -69,6 +75,19 @@ class Baseline(ABC):
             answers.append(Opinion(symbol=symbol, target=target, reason=Reason.RULE, detail=detail))
         return answers
 
+    def batch(self, symbol: str, close_ns_T: Int, features_TF: Float, position: int) -> BatchAnswers:
+        """Return the answers to many bars at one position; see `strategies.batch`."""
+        count = len(close_ns_T)
+        target_T, detail = np.zeros(count, dtype=np.int8), dict[str, Float]()
+        for row in np.flatnonzero(usable_rows(features_TF)).tolist():
+            target, numbers = self._target(symbol, from_ns(close_ns_T[row]), features_TF[row], position)
+            target_T[row] = target
+            for name, number in numbers.items():
+                if name not in detail:
+                    detail[name] = np.full(count, np.nan)
+                detail[name][row] = number
+        return BatchAnswers(target_T, np.zeros(count, dtype=np.bool_), Reason.RULE, detail=detail)
+
     def _groups(self) -> tuple[Group, ...]:
         return (Group("returns", "returns", {"horizons": [1], "unit": VOLATILITY_WINDOW}),)
 
@@ -91,6 +110,12 @@ class Flat(Baseline):
         del symbol, close_time, features_F, position
         return 0, {}
 
+    def batch(self, symbol: str, close_ns_T: Int, features_TF: Float, position: int) -> BatchAnswers:
+        """Return the answers to many bars at one position."""
+        del symbol, features_TF, position
+        count = len(close_ns_T)
+        return BatchAnswers(np.full(count, 0, dtype=np.int8), np.zeros(count, dtype=np.bool_), Reason.RULE)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BuyAndHold(Baseline):
@@ -103,6 +128,12 @@ class BuyAndHold(Baseline):
     ) -> tuple[int, Mapping[str, float]]:
         del symbol, close_time, features_F, position
         return 1, {}
+
+    def batch(self, symbol: str, close_ns_T: Int, features_TF: Float, position: int) -> BatchAnswers:
+        """Return the answers to many bars at one position."""
+        del symbol, features_TF, position
+        count = len(close_ns_T)
+        return BatchAnswers(np.full(count, 1, dtype=np.int8), np.zeros(count, dtype=np.bool_), Reason.RULE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,14 +158,28 @@ class RandomFlips(Baseline):
         self, symbol: str, close_time: datetime, features_F: NDArray[np.float64], position: int
     ) -> tuple[int, Mapping[str, float]]:
         del features_F
-        key = f"{self.seed}|{symbol}|{close_time.timestamp():.6f}"
-        digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
-        draw = int.from_bytes(digest[:8]) / 2.0**64
+        draw, pick = self._draw(symbol, close_time.timestamp())
         if draw >= self.flip_probability:
             # a position that may not be held is left at once
             return (position if position in self.targets else 0), {"draw": draw}
         others = [target for target in self.targets if target != position]
-        return others[int.from_bytes(digest[8:]) % len(others)], {"draw": draw}
+        return others[pick % len(others)], {"draw": draw}
+
+    def batch(self, symbol: str, close_ns_T: Int, features_TF: Float, position: int) -> BatchAnswers:
+        """Return the answers to many bars at one position."""
+        del features_TF
+        drawn = [self._draw(symbol, ns // 1_000 / 1e6) for ns in close_ns_T.tolist()]
+        draw_T = np.array([draw for draw, _ in drawn], dtype=np.float64)
+        others = [target for target in self.targets if target != position]
+        target_T = np.full(len(drawn), position if position in self.targets else 0, dtype=np.int8)
+        for row in np.flatnonzero(draw_T < self.flip_probability).tolist():
+            target_T[row] = others[drawn[row][1] % len(others)]
+        return BatchAnswers(target_T, np.zeros(len(drawn), dtype=np.bool_), Reason.RULE, detail={"draw": draw_T})
+
+    def _draw(self, symbol: str, close_s: float) -> tuple[float, int]:
+        """Return a number in [0, 1) and one that picks among targets, for a close in s since the epoch."""
+        digest = hashlib.blake2b(f"{self.seed}|{symbol}|{close_s:.6f}".encode(), digest_size=16).digest()
+        return int.from_bytes(digest[:8]) / 2.0**64, int.from_bytes(digest[8:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +207,11 @@ class Momentum(Baseline):
         score = float(features_F[0])
         return banded_target(score, position, self.enter, self.leave, shorts=self.shorts), {"score": score}
 
+    def batch(self, symbol: str, close_ns_T: Int, features_TF: Float, position: int) -> BatchAnswers:
+        """Return the answers to many bars at one position."""
+        del symbol, close_ns_T
+        return _banded_batch(features_TF[:, 0], position, self.enter, self.leave, shorts=self.shorts)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MeanReversion(Baseline):
@@ -188,6 +238,50 @@ class MeanReversion(Baseline):
         del symbol, close_time
         score = -float(features_F[0])
         return banded_target(score, position, self.enter, self.leave, shorts=self.shorts), {"score": score}
+
+    def batch(self, symbol: str, close_ns_T: Int, features_TF: Float, position: int) -> BatchAnswers:
+        """Return the answers to many bars at one position."""
+        del symbol, close_ns_T
+        return _banded_batch(-features_TF[:, 0], position, self.enter, self.leave, shorts=self.shorts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageCross(Baseline):
+    """Goes with the fast mean of log prices: above the slow one long, below it short or flat.
+
+    Args:
+        fast: Bars of the fast mean.
+        slow: Bars of the slow mean.
+    """
+
+    name = "ma_cross"
+    fast: int = 50
+    slow: int = 200
+
+    def __post_init__(self) -> None:
+        """Refuse a fast mean that is not faster."""
+        if not self.fast < self.slow:
+            raise BaselineError(f"ma_cross.fast is {self.fast} and slow {self.slow}: give fast fewer bars than slow")
+
+    def _groups(self) -> tuple[Group, ...]:
+        return (Group("crossing", "crossing", {"pairs": [[self.fast, self.slow]], "unit": VOLATILITY_WINDOW}),)
+
+    def _target(
+        self, symbol: str, close_time: datetime, features_F: NDArray[np.float64], position: int
+    ) -> tuple[int, Mapping[str, float]]:
+        del symbol, close_time
+        score = float(features_F[0])
+        below = -1 if self.shorts else 0
+        kept = position if position in self.targets else 0
+        return 1 if score > 0.0 else below if score < 0.0 else kept, {"score": score}
+
+    def batch(self, symbol: str, close_ns_T: Int, features_TF: Float, position: int) -> BatchAnswers:
+        """Return the answers to many bars at one position."""
+        del symbol, close_ns_T, position
+        score_T = features_TF[:, 0]
+        above_T = score_T > 0.0
+        target_T = np.where(above_T, 1, -1 if self.shorts else 0).astype(np.int8)
+        return BatchAnswers(target_T, np.abs(score_T) < _NEAR, Reason.RULE, detail={"score": score_T})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +339,20 @@ def banded_target(score: float, position: int, enter: float, leave: float, *, sh
     return -1 if shorts and position < 0 and score <= -leave else 0
 
 
+def _banded_batch(score_T: Float, position: int, enter: float, leave: float, *, shorts: bool) -> BatchAnswers:
+    """Return `banded_target` of many scores."""
+    short = -1 if shorts else 0
+    target_T = np.zeros(len(score_T), dtype=np.int8)
+    if position > 0:
+        target_T[score_T >= leave] = 1
+    elif shorts and position < 0:
+        target_T[score_T <= -leave] = -1
+    target_T[score_T <= -enter] = short
+    target_T[score_T >= enter] = 1
+    near_T = (np.abs(np.abs(score_T) - abs(enter)) < _NEAR) | (np.abs(np.abs(score_T) - abs(leave)) < _NEAR)
+    return BatchAnswers(target_T, near_T, Reason.RULE, detail={"score": score_T})
+
+
 def no_trade_threshold(cost: float, forecast_sd: float, rho: float) -> float:
     """Return the threshold, in standard deviations of an AR(1) forecast, beyond which trading pays.
 
@@ -257,7 +365,7 @@ def no_trade_threshold(cost: float, forecast_sd: float, rho: float) -> float:
 
 
 _CLASSES: Mapping[str, type[Baseline]] = {
-    kind.name: kind for kind in (Flat, BuyAndHold, RandomFlips, Momentum, MeanReversion, NoTradeBand)
+    kind.name: kind for kind in (Flat, BuyAndHold, RandomFlips, Momentum, AverageCross, MeanReversion, NoTradeBand)
 }
 
 BASELINES: tuple[str, ...] = tuple(_CLASSES)

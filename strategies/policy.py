@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from strategies.batch import BatchAnswers
 from strategies.bundle import Bundle, BundleError
 from strategies.features import FeatureSpec
 from strategies.observation import ModelInputs, model_inputs, usable_rows, why_unusable
@@ -26,6 +27,8 @@ from strategies.strategy import Abstention, ExitLevels, Observations, Opinion, R
 Q_OUTPUTS: Mapping[int, str] = {-1: "q_short", 0: "q_flat", 1: "q_long"}
 CANARY_TOLERANCE = 1e-5
 """Largest difference, absolute and relative, between the recorded and the served answer."""
+NEAR_TIE = 1e-5
+"""Relative gap between the best two values below which a batch leaves the choice to the very call that trades."""
 ROWS_MAX = 4_096
 """Rows of one call of the model; larger batches are cut."""
 
@@ -182,6 +185,34 @@ class BundlePolicy:
         """Return the value of each of `self.targets`, (B, T), for any number of rows at given positions."""
         return self._q(self._model.run(model_inputs(features_BF, positions_B)))
 
+    def batch(
+        self, symbol: str, close_ns_T: NDArray[np.int64], features_TF: NDArray[np.float64], position: int
+    ) -> BatchAnswers:
+        """Return the answers to many bars at one position; see `strategies.batch`."""
+        del symbol, close_ns_T
+        positions_T = np.full(len(features_TF), position, dtype=np.int8)
+        outputs = self._model.run(model_inputs(features_TF, positions_T))
+        q_TT = self._q(outputs)
+        with np.errstate(invalid="ignore"):
+            best_TT = np.sort(q_TT, axis=1)
+            gap_T = best_TT[:, -1] - best_TT[:, -2] if len(self.targets) > 1 else np.full(len(q_TT), np.inf)
+            near_T = ~(gap_T > NEAR_TIE * np.abs(q_TT).max(axis=1))
+            targets_T = greedy_targets(q_TT, self.targets, positions_T)
+        near_T |= ~np.isfinite(q_TT).all(axis=1)
+        exits = [outputs[name] for name in _EXIT_OUTPUTS if name in outputs]
+        if len(exits) == len(_EXIT_OUTPUTS):
+            near_T |= np.isnan(exits).any(axis=0)
+        detail = self._detail_columns(outputs)
+        for values in detail.values():
+            near_T |= ~np.isfinite(values)
+        return BatchAnswers(
+            target_T=targets_T,
+            near_T=near_T,
+            reason=Reason.POLICY_GREEDY,
+            q={target: q_TT[:, place].astype(np.float64) for place, target in enumerate(self.targets)},
+            detail={name: values.astype(np.float64) for name, values in detail.items()},
+        )
+
     async def opinions(self, observations: Observations) -> Sequence[Opinion | Abstention]:
         """Return one answer per symbol; see `Strategy.opinions`."""
         symbols, positions_S = observations.symbols, observations.positions_S
@@ -229,15 +260,18 @@ class BundlePolicy:
         return stop, take_profit
 
     def _detail(self, outputs: Outputs, place: int) -> dict[str, float]:
-        detail: dict[str, float] = {}
+        return {name: float(values[place]) for name, values in self._detail_columns(outputs).items()}
+
+    def _detail_columns(self, outputs: Outputs) -> dict[str, NDArray[np.float32]]:
+        """Return the further numbers of an answer by name, each (B,)."""
+        detail: dict[str, NDArray[np.float32]] = {}
         for name, values in outputs.items():
             if name in Q_OUTPUTS.values() or name in _EXIT_OUTPUTS:
                 continue
             if values.ndim == 1:
-                detail[name] = float(values[place])
+                detail[name] = values
             elif name == "attention" and values.shape[1:] == (len(self.feature_spec.groups),):
-                weights = zip(self.feature_spec.groups, values[place], strict=True)
-                detail |= {f"attention.{group}": float(weight) for group, weight in weights}
+                detail |= {f"attention.{group}": values[:, k] for k, group in enumerate(self.feature_spec.groups)}
         return detail
 
 

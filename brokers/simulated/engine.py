@@ -38,7 +38,7 @@ from brokers.domain import (
     Quote,
     TimeInForce,
 )
-from brokers.series import BarSeries, from_ns, to_ns
+from brokers.series import BarSeries, Int, from_ns, to_ns
 from brokers.simulated import money, rules
 from brokers.simulated.books import Books, BooksError
 from brokers.simulated.feed import Feed
@@ -134,6 +134,10 @@ class MatchingEngine:
         """True where no event is left."""
         return self._usable().cursor >= len(self._times_ns)
 
+    def opens_ns(self, symbol: str) -> Int:
+        """Return when each bar of a symbol opens for trading, ns since the epoch."""
+        return self._floor.timeline.opens_ns[self.feed.symbols.index(symbol)]
+
     def next_event_at(self) -> datetime | None:
         """Return when the next event happens; None at the feed's end."""
         cursor = self._usable().cursor
@@ -173,19 +177,14 @@ class MatchingEngine:
     def run_until(self, until: datetime) -> tuple[str, ...]:
         """Pass every event up to `until` and stop there, in one transaction; return the client ids that changed.
 
-        Stretches in which no order works and no holding meets a corporate action cost nothing.
+        Stretches cost nothing in which no price reaches a resting order and no holding meets a corporate action.
         """
         state = self._usable()
         until_ns = to_ns(until)
         state.changed.clear()
-        while state.now_ns < until_ns:
-            if not state.live and not state.account.holdings:
-                state.cursor = max(state.cursor, self._floor.timeline.after(until_ns))
-                state.now_ns = until_ns
-                state.event = Event.IDLE
-            else:
-                with self._whole_step(from_ns(state.now_ns)):
-                    state.event = self._floor.step(state, until_ns)
+        while state.now_ns < until_ns and not self._floor.skip(state, until_ns):
+            with self._whole_step(from_ns(state.now_ns)):
+                state.event = self._floor.step(state, until_ns)
         state.last_changed = tuple(state.changed)
         self._commit(state)
         return state.last_changed
@@ -296,6 +295,11 @@ class MatchingEngine:
         return tuple(self._usable().actions)
 
     # --- money ------------------------------------------------------------------------------------------------
+
+    def moves(self) -> int:
+        """Return how many fills, splits and dividends have moved the account so far."""
+        state = self._usable()
+        return len(state.fills) + len(state.actions)
 
     def account(self) -> Account:
         """Return equity at the last completed closes (in units after a split that has opened), cash, buying power."""

@@ -5,16 +5,18 @@ The rules of `engine` in code: it moves a `State`, reads the feed, and knows nei
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 
 from brokers.account import ZERO, split_quantity
 from brokers.costs import PRICE_QUANTUM, CostModel, dividend_per_unit, is_split, reference_before, split_ratio
-from brokers.domain import Fill, Instrument, OrderState, OrderType
+from brokers.domain import Fill, Instrument, OrderState, OrderType, Side
 from brokers.series import from_ns
 from brokers.simulated.feed import CLOSE, Feed, Timeline
 from brokers.simulated.matching import BarPath, Execution, Triggered, fillable_qty, match
 from brokers.simulated.orders import BookOrder
+from brokers.simulated.reach import Reach
 from brokers.simulated.settings import EngineSettings
 from brokers.simulated.state import CorporateAction, Event, State
 
@@ -35,6 +37,62 @@ class Floor:
         self._costs = costs
         self._settings = settings
         self._instruments = instruments
+        self._places = {symbol: place for place, symbol in enumerate(feed.symbols)}
+        self._reach: dict[str, Reach] = {}
+
+    def skip(self, state: State, until_ns: int) -> bool:
+        """Pass the events up to `until_ns` in which nothing can happen; True where that time was reached.
+
+        Where it returns False, the next event may change something and wants a `step`.
+        """
+        index = self._next_stir(state, until_ns)
+        if index is not None:
+            if index > state.cursor:
+                state.cursor = index
+                state.now_ns = int(self.timeline.times_ns[index - 1])
+            return False
+        timeline = self.timeline
+        state.cursor = max(state.cursor, timeline.after(until_ns))
+        state.now_ns = until_ns
+        last = state.cursor - 1
+        if last >= 0 and timeline.times_ns[last] == until_ns:
+            state.event = Event.CLOSE if timeline.kinds[timeline.offsets[last]] == CLOSE else Event.OPEN
+        else:
+            state.event = Event.IDLE
+        return True
+
+    def reach(self, symbol: str) -> Reach:
+        """Return where a symbol's bars can meet resting orders; made when first asked for."""
+        found = self._reach.get(symbol)
+        if found is None:
+            found = self._reach[symbol] = Reach(self._series[self._places[symbol]])
+        return found
+
+    def _next_stir(self, state: State, until_ns: int) -> int | None:
+        """Return the index of the first event up to `until_ns` that may change more than the clock; None for none."""
+        if state.next_expiry_ns is not None and state.next_expiry_ns <= until_ns:
+            return state.cursor
+        stir_ns = None
+        for symbol in {**state.live, **state.account.holdings}:
+            orders = state.live.get(symbol, {}).values()
+            if any(order.opens_to_wait or order.type is OrderType.MARKET for order in orders):
+                return state.cursor
+            place = self._places[symbol]
+            closes, opens = self._series[place].close_ns, self.timeline.opens_ns[place]
+            begin = int(closes.searchsorted(state.now_ns, side="right"))
+            end = int(opens.searchsorted(until_ns, side="right"))
+            if begin >= end:
+                continue
+            reach = self.reach(symbol)
+            bar = reach.next_action(begin, end)
+            if orders:
+                bar = reach.first(begin, bar, *_levels(orders))
+            if bar < end:
+                at_ns = int(opens[bar]) if opens[bar] > state.now_ns else int(closes[bar])
+                stir_ns = at_ns if stir_ns is None else min(stir_ns, at_ns)
+        if stir_ns is None or stir_ns > until_ns:
+            return None
+        return int(self.timeline.times_ns.searchsorted(stir_ns))
 
     def step(self, state: State, idle_ns: int) -> Event:
         """Move to the next instant and handle it, or to `idle_ns` if nothing comes first."""
@@ -251,6 +309,21 @@ class Floor:
 
 def _matchable(orders: Mapping[str, BookOrder]) -> list[BookOrder]:
     return [order for order in orders.values() if not order.opens_to_wait and order.state is not OrderState.HELD]
+
+
+def _levels(orders: Iterable[BookOrder]) -> tuple[float, float]:
+    """Return the prices at or below which, and at or above which, one of some resting orders may trade."""
+    below, above = -math.inf, math.inf
+    for order in orders:
+        is_stop = order.stop_price is not None and not order.is_triggered
+        price = order.stop_price if is_stop else order.limit_price
+        if price is None or order.state is OrderState.HELD:
+            continue
+        if (order.side is Side.SELL) == is_stop:
+            below = max(below, float(price))
+        else:
+            above = min(above, float(price))
+    return below, above
 
 
 def _worst_first(order: BookOrder) -> tuple[bool, int]:

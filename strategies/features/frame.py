@@ -35,12 +35,12 @@ class SeriesView(MarketView):
         """Take the chunk's ladder, clock columns of its `count` bars, and user columns that reach further back."""
         super().__init__(spec.plan.rows)
         self._ladder = ladder
-        self._count = count
+        self.count = count
         self._clock = clock
         self._signals = signals
 
     def _block(self, size: int, lag: int) -> Float:
-        return self._ladder.block(size, lag, self._count)
+        return self._ladder.block(size, lag, self.count)
 
     def clock(self, name: str) -> Float:
         """Return a clock column."""
@@ -48,7 +48,7 @@ class SeriesView(MarketView):
 
     def signal(self, name: str, window: int) -> Float:
         """Return windows of a user column, (count, window)."""
-        column = self._signals[name][-(self._count + window - 1) :]
+        column = self._signals[name][-(self.count + window - 1) :]
         return np.lib.stride_tricks.sliding_window_view(column, window)
 
 
@@ -63,6 +63,20 @@ def compute_frame(spec: FeatureSpec, series: BarSeries, calendar: TradingCalenda
         for column, values in enumerate(spec.row(view)):
             out_TF[begin : begin + len(values), column] = values
     return out_TF
+
+
+def features_and_volatility(spec: FeatureSpec, series: BarSeries, calendar: TradingCalendar) -> tuple[Float, Float]:
+    """Return what `compute_frame` and `volatility_frame` return, (T, F) and (T,), computed together.
+
+    Raises:
+        FeatureError: As there.
+    """
+    out_TF, volatility_T = np.full((len(series), len(spec.names)), np.nan), np.full(len(series), np.nan)
+    for begin, view in _views(spec, series, calendar):
+        volatility_T[begin : begin + view.count] = view.sigma(VOLATILITY_WINDOW)
+        for column, values in enumerate(spec.row(view)):
+            out_TF[begin : begin + len(values), column] = values
+    return out_TF, volatility_T
 
 
 def volatility_frame(spec: FeatureSpec, series: BarSeries, calendar: TradingCalendar) -> Float:

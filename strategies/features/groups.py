@@ -136,6 +136,19 @@ def trend(
         yield sigmas(f"trend.averages_{fast}_{slow}", _averages(fast, slow, window, unit))
 
 
+def crossing(*, pairs: Sequence[Sequence[int]], unit: int) -> Iterator[Feature]:
+    """Yield fast minus slow simple mean of the log price, in its own volatility.
+
+    The slow mean looks back (slow - fast) / 2 bars further: on a random walk the difference has about the variance
+    sigma^2 (slow - fast) / 3 where fast is much the smaller.
+    """
+    for fast, slow in pairs:
+        yield sigmas(
+            f"crossing.means_{fast}_{slow}",
+            lambda v, a=fast, b=slow: (v.above_mean(b) - v.above_mean(a)) / v.scale(unit, (b - a) / 3.0),
+        )
+
+
 def _averages(fast: int, slow: int, window: int, unit: int) -> Callable[[MarketView], Float]:
     """Difference of two exponential means of the log price, fast minus slow, in its own volatility.
 
@@ -283,6 +296,7 @@ GROUPS: Mapping[str, Callable[..., Iterator[Feature]]] = {
     "volume": volume,
     "volatility": volatility,
     "trend": trend,
+    "crossing": crossing,
     "range": range_,
     "overnight": overnight,
     "calendar": calendar,

@@ -61,11 +61,24 @@ def test_json_is_the_metrics_file_and_nothing_else(bars: Path, tmp_path: Path) -
     assert printed == json.loads((tmp_path / "run" / "metrics.json").read_text())
 
 
-def test_without_exact_it_says_that_it_runs_exact(bars: Path, tmp_path: Path) -> None:
-    _, _, err = backtest(bars, tmp_path / "fast", "--json", "--symbols", "AAA")
-    assert err.strip().splitlines() == [
-        "the fast path does not exist yet: running --exact, the live cycle on every bar"
-    ]
+def test_fast_and_exact_write_the_same_tables(bars: Path, tmp_path: Path) -> None:
+    words = []
+    for name, more in (("fast", ()), ("exact", ("--exact",))):
+        code, out, err = backtest(bars, tmp_path / name, *more)
+        assert code == 0, err
+        words.append(out.strip().splitlines()[-1].split(":")[0])
+    assert words == ["fast replay", "exact replay"]
+    for table in ("decisions", "trades", "equity"):
+        fast, exact = (pl.read_parquet(tmp_path / name / f"{table}.parquet") for name in ("fast", "exact"))
+        assert fast.equals(exact), table
+
+
+def test_a_kept_ledger_is_that_of_the_live_cycle(bars: Path, tmp_path: Path) -> None:
+    _, out, _ = backtest(bars, tmp_path / "run", "--keep-ledger", "--json")
+    assert json.loads(out)["replay"] == "exact"
+    _, out, _ = backtest(bars, tmp_path / "run", "--json")
+    assert json.loads(out)["replay"] == "fast"
+    assert not (tmp_path / "run" / "ledger.sqlite").exists(), "the ledger of another replay was left"
 
 
 def test_start_makes_earlier_bars_history_and_end_cuts(bars: Path, tmp_path: Path) -> None:

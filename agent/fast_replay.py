@@ -1,0 +1,521 @@
+"""Fast replay: the trades of `agent.replay`, without passing every bar.
+
+Features and answers come in columns (`agent.foresight`). A close is *passed over* where no order can change, no
+price reaches an exit, no corporate action meets a holding, no answer asks for another position and no limit of the
+account can be broken; all others go through the live rules one by one: `agent.deciding`, `agent.risk`, sizing, exits
+and the matching engine. What the tables say of closes passed over is written in columns (`agent.replay_tables`).
+
+Axes: T closes, S symbols.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import numpy as np
+import structlog
+
+from agent.answers import checked
+from agent.app import _bars_per_year as bars_per_year
+from agent.app import make_calendar, make_strategy
+from agent.deciding import Decider, Remembered
+from agent.exchange import make_engine
+from agent.foresight import Foresight, NotFastError, SymbolForesight, at_once, foresee, next_of
+from agent.looking import View, silence
+from agent.replay import ReplayResult, result_of
+from agent.replay_desk import ReplayDesk
+from agent.replay_tables import Decided, Holdings, Path, Told, tables_of
+from agent.risk import breach
+from agent.trading_state import TradingState
+from brokers.calendar import DAY_NS
+from brokers.domain import Bar, Instrument, Leg
+from brokers.series import BarSeries, Float, Int, from_ns, to_ns
+from brokers.simulated.broker import SimulatedBroker
+from strategies.decision import ExitConfig
+from strategies.sizing import SizingConfig
+from strategies.strategy import Abstention, Observations, Opinion, Reason, Strategy
+
+if TYPE_CHECKING:
+    from agent.settings import Settings
+    from brokers.costs import CostModel
+    from brokers.simulated.engine import MatchingEngine
+
+log = structlog.get_logger("tandem.replay")
+
+__all__ = ["NotFastError", "fast_replay"]
+
+_HOUR = timedelta(hours=1)
+_MARGIN = 1e-9
+"""Relative distance within which a price or a limit counts as reached: the exact rule then decides."""
+_FLOOR_FRACTION = Decimal("0.01")
+"""Least equity, as a fraction of what was there at a halt, at which a refused entry surely is not too small."""
+
+
+class NewestBars(Mapping[str, Bar]):
+    """The newest bar of each symbol at one close, made where it is asked for."""
+
+    def __init__(self, seen: Foresight) -> None:
+        self._seen = seen
+        self._close = -1
+        self._made: dict[str, tuple[int, Bar]] = {}
+
+    def move(self, close: int) -> None:
+        """Look from another close; -1 is before the first."""
+        self._close = close
+
+    def index(self, symbol: str) -> int:
+        """Return the index of a symbol's newest bar; -1 for none."""
+        if self._close < 0:
+            return self._seen.warm_last[symbol]
+        return int(self._seen.symbols[symbol].last_T[self._close])
+
+    def __getitem__(self, symbol: str) -> Bar:
+        """Return a symbol's newest bar."""
+        index = self.index(symbol)
+        if index < 0:
+            raise KeyError(symbol)
+        made = self._made.get(symbol)
+        if made is None or made[0] != index:
+            made = self._made[symbol] = (index, self._seen.symbols[symbol].series.bar(index))
+        return made[1]
+
+    def __iter__(self) -> Iterator[str]:
+        """Give the symbols that have a bar."""
+        return (symbol for symbol in self._seen.symbols if self.index(symbol) >= 0)
+
+    def __len__(self) -> int:
+        """Return how many symbols have a bar."""
+        return sum(1 for _ in self)
+
+
+@dataclass(slots=True)
+class _Rooms:
+    """What `Decider` asks for; see `agent.deciding.Rooms`."""
+
+    settings: Settings
+    symbols: tuple[str, ...]
+    state: TradingState
+    newest_bars: NewestBars
+    instruments: Mapping[str, Instrument]
+    costs: CostModel
+    bars_per_year: float
+    sizing: SizingConfig
+    exits: ExitConfig
+    strategy: Strategy
+
+
+def fast_replay(
+    settings: Settings, series: Mapping[str, BarSeries], *, progress: Callable[[float], None] | None = None
+) -> ReplayResult:
+    """Replay recorded bars; the tables are those of `agent.replay.replay`.
+
+    Args:
+        settings: As for the daemon; `symbols` empty means all of `series`.
+        series: Bars by symbol.
+        progress: Called with the fraction of closes that has passed.
+
+    Raises:
+        NotFastError: This replay cannot be told beforehand: use `agent.replay.replay`.
+        StartError: The strategy cannot be had.
+        BrokerError: As in the daemon.
+    """
+    if not settings.symbols:
+        settings = settings.model_copy(update={"symbols": tuple(series)})
+    run = _Run(settings, {symbol: series[symbol] for symbol in settings.symbols})
+    run.play(progress)
+    tables = tables_of(run.told(), series)
+    return result_of(
+        settings,
+        tables.decisions,
+        tables.trades,
+        tables.equity,
+        incidents=run.incidents(),
+        series=series,
+        way="fast",
+    )
+
+
+class _Run:
+    """One replay on its way. `t` is the close that comes next; the engine stands somewhere before it."""
+
+    def __init__(self, settings: Settings, series: Mapping[str, BarSeries]) -> None:
+        calendar = make_calendar(settings)
+        strategy, _ = make_strategy(settings)
+        self.settings = settings
+        self.engine: MatchingEngine = make_engine(settings, series)
+        opens_ns = {symbol: self.engine.opens_ns(symbol) for symbol in settings.symbols}
+        self.seen = foresee(settings, series, strategy, calendar, self.engine.feed.start, opens_ns)
+        self.closes_ns: Int = self.seen.closes_ns
+        self.symbols = settings.symbols
+        self.state = TradingState()
+        self.newest = NewestBars(self.seen)
+        instruments = dict(self.engine.instruments)
+        self.rooms = _Rooms(
+            settings=settings,
+            symbols=settings.symbols,
+            state=self.state,
+            newest_bars=self.newest,
+            instruments=instruments,
+            costs=settings.costs.model(),
+            bars_per_year=bars_per_year(calendar, settings, self.engine.feed.start),
+            sizing=SizingConfig(**settings.sizing.model_dump()),
+            exits=ExitConfig(**settings.exits.model_dump()),
+            strategy=strategy,
+        )
+        self.decider = Decider(self.rooms)
+        brackets = SimulatedBroker(self.engine).capabilities.brackets
+        self.desk = ReplayDesk(self.engine, self.state, instruments, calendar, settings.bar_period, brackets)
+        self.halted: str | None = None
+        self.halted_at = len(self.closes_ns)
+        self._halted_change: dict[str, Int] = {}
+        self._halted_floor = Decimal(0)
+        self._entries: deque[tuple[datetime, str]] = deque()
+        self._moves = 0
+        self.path = Path(self.symbols, len(self.closes_ns))
+        self.path.hold(0, self._holdings())
+
+    def incidents(self) -> dict[str, int]:
+        """Return how often what went wrong, by kind."""
+        found = {"halt": int(self.halted is not None), "rejected": self.desk.rejected}
+        return {kind: count for kind, count in found.items() if count}
+
+    def told(self) -> Told:
+        """Return what the tables are made of."""
+        return Told(
+            settings=self.settings,
+            seen=self.seen,
+            strategy=self.rooms.strategy.name,
+            path=self.path,
+            engine=self.engine,
+            leg_of=self.desk.leg_of,
+            halted_at=self.halted_at,
+        )
+
+    # ---- time ---------------------------------------------------------------------------------------
+
+    def play(self, progress: Callable[[float], None] | None) -> None:
+        """Pass all closes."""
+        t, end, told = 0, len(self.closes_ns), 0
+        while t < end:
+            positions = self._quiet_positions(t)
+            if positions is not None:
+                stop = self._next_interest(t, positions)
+                if stop > t:
+                    self._pass_over(t, stop, positions)
+                    t = stop
+                    continue
+            t = self._step(t)
+            if progress is not None and t - told >= 1_000:
+                told = t
+                progress(t / end)
+
+    def _step(self, t: int) -> int:
+        """Move to the next event; decide where it is the close. Returns the close that comes next."""
+        due = from_ns(self.closes_ns[t])
+        engine = self.engine
+        moved = engine.advance(engine.now, due)
+        if moved.orders_changed:
+            self.desk.sync(moved.orders_changed)
+        if engine.moves() != self._moves:
+            self._moves = engine.moves()
+            self.path.hold(t, self._holdings())
+        if moved.now != due:
+            return t
+        self._decide(t)
+        return t + 1
+
+    # ---- passing over -------------------------------------------------------------------------------
+
+    def _quiet_positions(self, t: int) -> dict[str, int] | None:
+        """Return every symbol's position where nothing but exits works; None where something may change by itself."""
+        for order in self.engine.live_orders():
+            if order.parent_client_id is None or order.opens_to_wait:
+                return None
+        found = dict.fromkeys(self.symbols, 0)
+        self.newest.move(t - 1)
+        book, venue = self.state.book, self.engine.account_book()
+        if not book.holdings and not venue.holdings:
+            return found
+        for symbol in {**book.holdings, **venue.holdings}:
+            qty, one = book.qty(symbol), self.seen.symbols[symbol]
+            if qty != venue.qty(symbol):
+                return None  # a split has opened whose bar has not closed
+            last = self.newest.index(symbol)
+            if last < 0 or abs(float(qty)) * float(one.series.close[last]) < 2.0 * self._least(symbol):
+                return None  # so little that it may count as nothing
+            found[symbol] = 1 if qty > 0 else -1
+            if found[symbol] not in one.answers:
+                return None
+        return found
+
+    def _least(self, symbol: str) -> float:
+        return float(self.rooms.instruments[symbol].min_notional)
+
+    def _next_interest(self, t: int, positions: Mapping[str, int]) -> int:
+        """Return the first close from `t` on that must be decided by the rules."""
+        stop = len(self.closes_ns)
+        for symbol, position in positions.items():
+            change_at = self.seen.symbols[symbol].change_at[position]
+            if self.halted is not None and position == 0:
+                change_at = self._halted_change.get(symbol, change_at)
+            stop = min(stop, int(change_at[t]))
+        if stop <= t:
+            return t
+        for symbol, position in positions.items():
+            if position:
+                stop = min(stop, self._next_reached(symbol, t, stop))
+                if stop <= t:
+                    return t
+        return self._within_limits(t, stop, positions)
+
+    def _next_reached(self, symbol: str, t: int, stop: int) -> int:
+        """Return the first close of t .. stop whose bar may meet an exit, a split or a dividend of a holding."""
+        one = self.seen.symbols[symbol]
+        begin, end = int(one.first_T[t]), int(one.open_N.searchsorted(stop))
+        action = one.reach.next_action(begin, end)
+        below, above = self._levels(symbol)
+        bar = one.reach.first(begin, action, below, above)
+        if bar == end:
+            return stop
+        opened = int(one.open_N[bar])
+        return opened if opened >= t else int(one.close_N[bar])
+
+    def _levels(self, symbol: str) -> tuple[float, float]:
+        """Return prices between which nothing of a held symbol can trigger."""
+        holding = self.state.book.holdings[symbol]
+        is_long = holding.qty > 0
+        losing: list[Decimal] = []
+        winning: list[Decimal] = []
+        armed = self.state.exits.get(symbol)
+        if armed is not None:
+            plan = armed.plan
+            losing += [] if plan.stop is None else [plan.stop]
+            winning += [] if plan.take_profit is None else [plan.take_profit]
+            if plan.max_loss_usd is not None:
+                losing.append(holding.avg_cost - plan.max_loss_usd / holding.qty)
+        for order in self.state.orders.of(symbol):
+            losing += [] if order.stop_price is None else [order.stop_price]
+            winning += [] if order.limit_price is None else [order.limit_price]
+        dust = 2.0 * self._least(symbol) / abs(float(holding.qty))
+        below, above = (losing, winning) if is_long else (winning, losing)
+        lowest = max((float(price) for price in below), default=0.0)
+        highest = min((float(price) for price in above), default=np.inf)
+        return max(lowest, dust) * (1.0 + _MARGIN), highest * (1.0 - _MARGIN)
+
+    def _within_limits(self, t: int, stop: int, positions: Mapping[str, int]) -> int:
+        """Return how far the account can be passed over: up to the first close that may break a limit for good."""
+        equity_T = self._equity_floats(t, stop, positions)
+        if equity_T is None:
+            low = high = float(self.path.cash)
+        else:
+            low, high = float(equity_T.min()), float(equity_T.max())
+        if self.halted is not None:
+            if low < float(self._halted_floor) * (1.0 + _MARGIN):
+                self._halted_change = {}
+                return min(stop, *(int(self.seen.symbols[s].change_at[p][t]) for s, p in positions.items()), stop)
+            return stop
+        limit = self.settings.risk.drawdown_fraction - _MARGIN
+        peak = max(float(self.state.peak_equity), 0.0)
+        if low > 0.0 and 1.0 - low / max(peak, high) < limit:
+            return stop
+        if equity_T is None:
+            equity_T = np.full(stop - t, low)
+        peak_T = np.maximum(np.maximum.accumulate(equity_T), peak)
+        broken = ~((equity_T > 0.0) & (1.0 - equity_T / peak_T < limit))
+        return t + int(broken.argmax()) if broken.any() else stop
+
+    def _equity_floats(self, t: int, stop: int, positions: Mapping[str, int]) -> Float | None:
+        """Return equity at the closes t .. stop to a float's precision; None where nothing is held."""
+        equity_T: Float | None = None
+        for symbol, position in positions.items():
+            if position:
+                one = self.seen.symbols[symbol]
+                value_T = one.series.close[one.last_T[t:stop]] * float(self.state.book.qty(symbol))
+                equity_T = value_T if equity_T is None else equity_T + value_T
+        return None if equity_T is None else equity_T + float(self.path.cash)
+
+    def _pass_over(self, t: int, stop: int, positions: Mapping[str, int]) -> None:
+        """Pass the closes t .. stop (exclusive), at which every position stays as it is."""
+        until = from_ns(self.closes_ns[stop - 1])
+        if until > self.engine.now:
+            changed = self.engine.run_until(until)
+            if changed or self.engine.moves() != self._moves:
+                msg = f"orders {', '.join(changed)} changed by {until.isoformat()}, in a stretch that was passed over"
+                raise AssertionError(msg)
+        equity_T = self._equity_floats(t, stop, positions)
+        if equity_T is None:
+            highest = self.path.cash
+        else:
+            most = float(equity_T.max())
+            near = np.flatnonzero(equity_T >= most - abs(most) * 1e-12).tolist()
+            highest = max(self._equity_at(t + place) for place in near)
+        self.state.peak_equity = max(self.state.peak_equity, highest)
+        self.path.rest(t, stop, positions, self.state.book)
+
+    def _equity_at(self, t: int) -> Decimal:
+        """Return the equity at a close that has passed, or that is passed over."""
+        holdings = self.path.held_at(t)
+        marks = (int(self.seen.symbols[symbol].mark_T[t]) for symbol, _ in holdings.qty)
+        return holdings.cash + sum(
+            (qty * Decimal(mark).scaleb(-9) for (_, qty), mark in zip(holdings.qty, marks, strict=True)), Decimal(0)
+        )
+
+    def _holdings(self) -> Holdings:
+        book = self.engine.account_book()
+        return Holdings(book.cash, tuple((symbol, holding.qty) for symbol, holding in book.holdings.items()))
+
+    # ---- one close by the rules ---------------------------------------------------------------------
+
+    def _decide(self, t: int) -> None:
+        """Decide and trade one close as `agent.cycle` does."""
+        self.newest.move(t - 1)
+        self._meet_day(t)
+        view = self._view(t)
+        answers = self._answers(t, view)
+        for symbol, bars in view.bars.items():
+            before = self.newest.get(symbol)
+            if bars and before is not None:
+                self.desk.split(symbol, bars[0], before, view.positions)
+        decisions, intents = self.decider.decide(view, answers, self._remembered(view.close_time, t))
+        self.desk.note(intents)
+        self._entries.extend((intent.close_time, intent.symbol) for intent in intents if intent.leg is Leg.ENTRY)
+        self._halt_on_breach(view, t)
+        self.state.last_close = view.close_time
+        self.state.last_equity = view.account.equity
+        self.newest.move(t)
+        if intents:
+            outcomes = self.desk.execute(intents, halted=self.halted is not None)
+            rows = {row["symbol"]: row for row in decisions}
+            for intent in intents:
+                if intent.leg not in (Leg.STOP, Leg.TAKE_PROFIT):
+                    rows[intent.symbol]["outcome"] = outcomes[intent.intent_id].value
+        self.path.decided.append(Decided(t, decisions))
+
+    def _meet_day(self, t: int) -> None:
+        """Bring the equity with which the venue day began in step where its first close was passed over."""
+        day_ns = int(self.closes_ns[t]) // DAY_NS * DAY_NS
+        day = from_ns(day_ns).date().isoformat()
+        if day == self.state.day:
+            return
+        first = int(self.closes_ns.searchsorted(day_ns))
+        if first == t:
+            self.state.last_equity = None if t == 0 else self._equity_at(t - 1)
+            return
+        self.state.day, self.state.day_start_equity = day, self._equity_at(max(first - 1, 0))
+
+    def _view(self, t: int) -> View:
+        seen = [self.seen.symbols[symbol] for symbol in self.symbols]
+        places = [int(one.bar_T[t]) for one in seen]
+        bars = {
+            symbol: [one.series.bar(place)] if place >= 0 else []
+            for symbol, one, place in zip(self.symbols, seen, places, strict=True)
+        }
+        halt = {} if self.halted is None else {"halt": {"halted": True, "reason": self.halted}}
+        newest = [int(one.last_T[t]) for one in seen]
+        return View(
+            close_time=from_ns(self.closes_ns[t]),
+            bars=bars,
+            account=self.engine.account(),
+            positions=self.engine.positions(),
+            control=halt,
+            features_SF=np.stack([self._row(one, t, place) for one, place in zip(seen, newest, strict=True)]),
+            volatility_S=np.array([self._volatility(one, t, place) for one, place in zip(seen, newest, strict=True)]),
+            out_of_range_S=np.array([one.out_of_range_N[place] for one, place in zip(seen, newest, strict=True)]),
+        )
+
+    def _row(self, one: SymbolForesight, t: int, place: int) -> Float:
+        """Return the features as the live runner gives them: the newest bar's, NaN before they are warm."""
+        if place < 0 or one.seen_T[t] < self.seen.spec.memory_bars:
+            return np.full(len(self.seen.spec.names), np.nan)
+        row_F: Float = one.features_NF[place]
+        return row_F
+
+    def _volatility(self, one: SymbolForesight, t: int, place: int) -> float:
+        is_warm = place >= 0 and one.seen_T[t] >= self.seen.spec.memory_bars
+        return float(one.volatility_N[place]) if is_warm else float("nan")
+
+    def _answers(self, t: int, view: View) -> list[Opinion | Abstention]:
+        answers: dict[str, Opinion | Abstention] = {}
+        usable: list[int] = []
+        for index, symbol in enumerate(self.symbols):
+            silent = self.silence(t, symbol, view.features_SF[index])
+            if silent is None:
+                usable.append(index)
+            else:
+                answers[symbol] = silent
+        if usable:
+            names = [self.symbols[index] for index in usable]
+            observations = Observations(
+                symbols=names,
+                close_time=view.close_time,
+                features_SF=view.features_SF[usable],
+                positions_S=np.array([self.decider.position(name) for name in names], dtype=np.int8),
+            )
+            answers.update(checked(names, self._opinions(observations)))
+        return [answers[symbol] for symbol in self.symbols]
+
+    def _opinions(self, observations: Observations) -> list[Opinion | Abstention]:
+        strategy = self.rooms.strategy
+        try:
+            return list(at_once(strategy.opinions(observations)))
+        except NotFastError:
+            raise
+        except Exception as error:  # any fault of a model is an abstention with a reason, never a vote
+            log.exception("the strategy failed", strategy=strategy.name)
+            return [Abstention(symbol, Reason.MODEL_ERROR, str(error)[:200]) for symbol in observations.symbols]
+
+    def silence(self, t: int, symbol: str, features_F: Float) -> Abstention | None:
+        """Return why the strategy is not asked about a symbol at a close; None where it is."""
+        one = self.seen.symbols[symbol]
+        last = int(one.last_T[t])
+        return silence(
+            symbol,
+            from_ns(self.closes_ns[t]),
+            newest=one.series.bar(last) if last >= 0 else None,
+            came=bool(one.bar_T[t] >= 0),
+            features_F=features_F,
+            bars_seen=int(one.seen_T[t]),
+            memory_bars=self.seen.spec.memory_bars,
+            stale_after=self.settings.risk.stale_bars_max * self.settings.bar_period,
+        )
+
+    def _remembered(self, close: datetime, t: int) -> Remembered:
+        since = close - _HOUR
+        while self._entries and self._entries[0][0] <= since:
+            self._entries.popleft()
+        stops: dict[str, int] = {}
+        if self.settings.risk.cooldown_bars:
+            stops = {symbol: self._bars_since(at, t) for symbol, at in self.desk.stopped.items()}
+        return Remembered(Counter(symbol for _, symbol in self._entries), stops)
+
+    def _bars_since(self, at: datetime, t: int) -> int:
+        """Count the closes after a time, up to a close."""
+        return t + 1 - int(self.closes_ns.searchsorted(to_ns(at), side="right"))
+
+    def _halt_on_breach(self, view: View, t: int) -> None:
+        if self.halted is not None or breach(self.decider.account_risk(view), self.settings.risk) is None:
+            return
+        self.halted = Reason.DRAWDOWN.value
+        self.halted_at = t + 1
+        self._halted_floor = view.account.equity * _FLOOR_FRACTION
+        for symbol, one in self.seen.symbols.items():
+            self._halted_change[symbol] = self._change_while_halted(one, symbol)
+
+    def _change_while_halted(self, one: SymbolForesight, symbol: str) -> Int:
+        """Return, as `change_at` does, the closes at which a flat symbol's refused entry is not sure to be `halted`."""
+        instrument = self.rooms.instruments[symbol]
+        given = one.answers[0]
+        least = 2.0 * float(instrument.min_notional) + 2.0 * float(instrument.qty_step) * one.series.close
+        with np.errstate(invalid="ignore", divide="ignore"):
+            wanted = self.rooms.sizing.per_bar(self.rooms.bars_per_year) / one.volatility_N
+            fraction = np.clip(wanted, self.rooms.sizing.min_fraction, self.rooms.sizing.max_fraction)
+            is_sure = (float(self._halted_floor) * fraction > least) & (one.volatility_N > 0.0)
+        odd = given.near_T | (np.abs(given.target_T) > 1)
+        odd |= (given.target_T < 0) & (not self.settings.strategy.shorts)
+        doubtful = odd | ((given.target_T != 0) & ~is_sure)
+        return next_of(one.usable_T & doubtful[one.bar_T])

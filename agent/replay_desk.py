@@ -1,0 +1,185 @@
+"""The order desk of a fast replay: a stepped venue that never fails, no waiting, no ledger.
+
+It does what `agent.execution`, `agent.reconcile` and `agent.records` do there. Every order is accepted or refused at once; nothing is ever unknown, late or foreign. The rules themselves (what is
+news of an order, which exits a position has, how a split moves a count) are the live rooms' own functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from agent.bar_splits import split_holding
+from agent.orders import Intent, client_order_id, request_of
+from agent.records import differs, exit_of, split_plan, step_exits, take_news
+from agent.trading_state import ArmedExit, KnownOrder, TradingState
+from brokers.calendar import TradingCalendar
+from brokers.costs import is_split, split_ratio
+from brokers.domain import Bar, Fill, Instrument, Leg, Position, RejectedError, Side
+from brokers.simulated.engine import MatchingEngine
+from strategies.strategy import Reason
+
+ZERO = Decimal(0)
+
+
+class ReplayDesk:
+    """Carries out intents on an engine in this process, and keeps the state in step with it.
+
+    Args:
+        engine: The exchange.
+        state: What the replay knows; no intent ever waits in it.
+        instruments: Rules by symbol.
+        calendar: Sessions.
+        period: Bar period.
+        brackets: Names of the asset classes whose exits the venue holds.
+    """
+
+    def __init__(
+        self,
+        engine: MatchingEngine,
+        state: TradingState,
+        instruments: Mapping[str, Instrument],
+        calendar: TradingCalendar,
+        period: timedelta,
+        brackets: frozenset[str],
+    ) -> None:
+        self._engine = engine
+        self._state = state
+        self._instruments = instruments
+        self._calendar = calendar
+        self._period = period
+        self._brackets = brackets
+        self._known: dict[str, KnownOrder] = {}
+        self._entries: dict[tuple[str, Side], Intent] = {}
+        self._decided: dict[str, datetime] = {}
+        self._fills: dict[str, list[Fill]] = {}
+        self.stopped: dict[str, datetime] = {}
+        """When a stop of a symbol last traded."""
+        self.rejected = 0
+        """Orders that the venue refused."""
+
+    def leg_of(self, client_id: str) -> Leg:
+        """Return what an order was for."""
+        return self._known[client_id].leg
+
+    # ---- looking ------------------------------------------------------------------------------------
+
+    def sync(self, client_ids: Iterable[str] | None = None) -> None:
+        """Take over what has become of orders, and new fills; of some orders, or of all that may still fill."""
+        state, book = self._state, self._engine.book()
+        if not state.orders:
+            return
+        has_news = False
+        for client_id in list(state.orders) if client_ids is None else client_ids:
+            order, known = book[client_id], state.orders.get(client_id)
+            if known is None or not differs(known, order):
+                continue
+            has_news = True
+            take_news(known, order)
+            if known.state.is_terminal:
+                del state.orders[client_id]
+        fills = self._engine.fills(state.last_exec_id)
+        for fill in fills:
+            self._book(fill)
+        if fills or has_news:
+            self._arm()
+
+    def _book(self, fill: Fill) -> None:
+        state = self._state
+        state.book.fill(fill.symbol, fill.side, fill.qty, fill.price, fill.fee)
+        state.last_exec_id = fill.exec_id
+        self._fills.setdefault(fill.symbol, []).append(fill)
+        if self._known[fill.client_id].leg is Leg.STOP:
+            self.stopped[fill.symbol] = fill.at
+
+    def _arm(self) -> None:
+        step_exits(self._state, self._planned)
+
+    def _planned(self, symbol: str) -> ArmedExit | None:
+        side = Side.BUY if self._state.book.qty(symbol) > 0 else Side.SELL
+        entry = self._entries.get((symbol, side))
+        return None if entry is None else exit_of(entry, self._engine.now)
+
+    def split(self, symbol: str, bar: Bar, before: Bar, positions: Mapping[str, Position]) -> None:
+        """Apply the split that a bar shows, if it shows one; see `agent.bar_splits`."""
+        ratio = bar.adj_factor / before.adj_factor
+        if not is_split(ratio):
+            return
+        factor, state = split_ratio(ratio), self._state
+        venue = positions.get(symbol)
+        if state.book.qty(symbol) != (ZERO if venue is None else venue.qty):
+            opened = self._calendar.open_of(bar.start, self._period)
+            later = [fill for fill in self._fills.get(symbol, ()) if fill.at >= opened]
+            split_holding(state, symbol, sum((fill.side.sign * fill.qty for fill in later), ZERO), factor)
+        armed = state.exits.get(symbol)
+        if armed is not None and self._decided.get(armed.intent_id, armed.armed_at) <= bar.start:
+            state.exits[symbol] = replace(armed, plan=split_plan(armed.plan, factor))
+
+    # ---- carrying out -------------------------------------------------------------------------------
+
+    def note(self, intents: Sequence[Intent]) -> None:
+        """Remember intents that have been decided."""
+        for intent in intents:
+            self._decided[intent.intent_id] = intent.close_time
+            if intent.leg is Leg.ENTRY:
+                self._entries[intent.symbol, intent.side] = intent
+
+    def execute(self, intents: Sequence[Intent], *, halted: bool) -> dict[str, Reason]:
+        """Carry out the intents of one close in their order; returns the outcome by intent id."""
+        outcomes: dict[str, Reason] = {}
+        unclosed: set[str] = set()
+        for intent in intents:
+            if intent.leg is not Leg.ENTRY:
+                outcome = self._close(intent)
+                if outcome is Reason.REJECTED:
+                    unclosed.add(intent.symbol)
+            elif halted:
+                outcome = Reason.HALTED
+            elif intent.symbol in unclosed:
+                outcome = Reason.ORDER_WORKING
+            else:
+                outcome = self._send(intent, intent.qty)
+            outcomes[intent.intent_id] = outcome
+        return outcomes
+
+    def _close(self, intent: Intent) -> Reason:
+        """Cancel what works on the symbol and close what is held."""
+        for order in self._state.working_orders(intent.symbol):
+            if order.state.is_working:
+                self._engine.cancel(order.client_id)
+        self.sync()
+        held = -intent.side.sign * self._engine.account_book().qty(intent.symbol)
+        return self._send(intent, held) if held > 0 else Reason.TARGET_HELD
+
+    def _send(self, intent: Intent, qty: Decimal) -> Reason:
+        state = self._state
+        client_id = client_order_id(intent.intent_id, 1)
+        at_venue = self._instruments[intent.symbol].asset_class.value in self._brackets
+        request = request_of(intent, client_id, qty, at_venue=at_venue)
+        try:
+            order = self._engine.submit(request)
+        except RejectedError:
+            self.rejected += 1
+            state.rejects[intent.symbol] = state.rejects.get(intent.symbol, 0) + 1
+            return Reason.REJECTED
+        for new in (order, *order.legs):
+            known = KnownOrder(
+                client_id=new.client_id,
+                intent_id=intent.intent_id,
+                attempt=1,
+                parent_client_id=new.parent_client_id,
+                symbol=new.symbol,
+                side=new.side,
+                leg=new.leg,
+                qty=new.qty,
+                filled_qty=ZERO,
+                state=new.state,
+                stop_price=new.stop_price,
+                limit_price=new.limit_price,
+            )
+            self._known[new.client_id] = state.orders[new.client_id] = known
+        self._arm()
+        state.rejects.pop(intent.symbol, None)
+        return Reason.TRADED

@@ -1,0 +1,469 @@
+"""The tables of a fast replay: what `agent.tables` reads from a ledger, written from columns.
+
+Closes that were decided by the rules bring their own rows; those passed over are told by the answers that were
+foreseen, the position that stood still, and the account's cash and holdings.
+
+Axes: T closes, S symbols (sorted by name), N executions; rows of decisions are T x S, closes first.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from agent.foresight import Foresight, SymbolForesight
+from agent.looking import silence
+from agent.tables import DECISIONS, EQUITY, TRADES
+from brokers.account import AccountBook
+from brokers.domain import Leg, OrderType
+from brokers.exact_columns import WHOLE_MAX, ExactError, Pair, constants, product, running_maximum, units
+from brokers.series import BarSeries, Float, Int, from_ns, to_ns
+from strategies.strategy import Reason
+
+if TYPE_CHECKING:
+    from agent.settings import Settings
+    from brokers.simulated.engine import MatchingEngine
+
+_DECIMALS = 9
+"""Quantities and prices have at most so many; cash and equity twice as many."""
+_ACTIONS = ("HOLD", "BUY", "SELL")
+_DIGITS = 9
+"""Decimals to which the numbers of a vote are rounded (`agent.deciding`)."""
+_PLAIN_LEAST = 1e-4
+"""Smaller numbers are written with an exponent by Python and without one by Polars."""
+_PLAIN_MOST = 1e15
+_ZERO = Decimal(0)
+_TARGETS = {-1: "q_short", 0: "q_flat", 1: "q_long"}
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """Cash and signed quantities at the closes from one on."""
+
+    cash: Decimal
+    qty: tuple[tuple[str, Decimal], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """The rows of one close that was decided by the rules."""
+
+    close: int
+    rows: Sequence[Mapping[str, Any]]
+
+
+@dataclass(slots=True)
+class Path:
+    """What a replay leaves behind: holdings, positions at closes passed over, and rows of the others."""
+
+    symbols: tuple[str, ...]
+    closes: int
+    position: dict[str, NDArray[np.int8]] = field(init=False)
+    held: dict[str, Float] = field(init=False)
+    decided: list[Decided] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    holdings: list[Holdings] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Begin flat."""
+        self.position = {symbol: np.zeros(self.closes, dtype=np.int8) for symbol in self.symbols}
+        self.held = {symbol: np.zeros(self.closes) for symbol in self.symbols}
+
+    @property
+    def cash(self) -> Decimal:
+        """Cash now."""
+        return self.holdings[-1].cash
+
+    def hold(self, close: int, holdings: Holdings) -> None:
+        """Note the holdings at a close and those after it."""
+        if self.starts and self.starts[-1] == close:
+            self.holdings[-1] = holdings
+        else:
+            self.starts.append(close)
+            self.holdings.append(holdings)
+
+    def held_at(self, close: int) -> Holdings:
+        """Return the holdings at a close."""
+        return self.holdings[bisect_right(self.starts, close) - 1]
+
+    def rest(self, begin: int, end: int, positions: Mapping[str, int], book: AccountBook) -> None:
+        """Note the closes begin .. end (exclusive), at which nothing changes."""
+        for symbol, position in positions.items():
+            if position:
+                self.position[symbol][begin:end] = position
+                self.held[symbol][begin:end] = float(book.qty(symbol))
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the tables are made of; `halted_at` is the first close after a halt."""
+
+    settings: Settings
+    seen: Foresight
+    strategy: str
+    path: Path
+    engine: MatchingEngine
+    leg_of: Callable[[str], Leg]
+    halted_at: int
+
+
+# ---- decisions ----------------------------------------------------------------------------------------------
+
+
+class _Words:
+    """A text column as codes."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._codes = {word: code for code, word in enumerate(words)}
+
+    def code(self, word: str) -> int:
+        return self._codes.setdefault(word, len(self._codes))
+
+    def series(self, codes: NDArray[np.int32]) -> pl.Series:
+        return pl.Series(list(self._codes), dtype=pl.String).gather(codes)
+
+
+class _Texts:
+    """A text column put together from parts that know their rows."""
+
+    def __init__(self) -> None:
+        self._rows: list[Int] = []
+        self._parts: list[pl.Series] = []
+
+    def add(self, rows: Int, part: pl.Series) -> None:
+        if len(rows):
+            self._rows.append(rows)
+            self._parts.append(part)
+
+    def series(self) -> pl.Series:
+        order = np.argsort(np.concatenate(self._rows), kind="stable")
+        return pl.concat(self._parts).gather(order)
+
+
+class _DecisionColumns:
+    """Fills the columns of `decisions.parquet`."""
+
+    def __init__(self, told: Told) -> None:
+        self.told = told
+        self.seen = told.seen
+        self.names = sorted(told.seen.symbols)
+        self.closes, self.count = len(told.seen.closes_ns), len(self.names)
+        rows = self.closes * self.count
+        self.position, self.target = np.zeros(rows, dtype=np.int8), np.zeros(rows, dtype=np.int8)
+        self.action = np.zeros(rows, dtype=np.int32)
+        self.reason, self.outcome = np.zeros(rows, dtype=np.int32), np.zeros(rows, dtype=np.int32)
+        self.held = np.zeros(rows)
+        self.numbers = {name: np.full(rows, np.nan) for name in ("stop", "take_profit", *_TARGETS.values())}
+        self.start_ns = np.zeros(rows, dtype=np.int64)
+        self.actions, self.reasons, self.outcomes = _Words(_ACTIONS), _Words([]), _Words([])
+        self.votes = _Texts()
+        self.is_decided_T = np.zeros(self.closes, dtype=np.bool_)
+        self.is_decided_T[[one.close for one in told.path.decided]] = True
+
+    def frame(self) -> pl.DataFrame:
+        for place, symbol in enumerate(self.names):
+            self._passed_over(symbol, place)
+        self._decided()
+        after = self.position.copy()
+        after[: -self.count] = self.position[self.count :]
+        columns: dict[str, Any] = {
+            "timestamp": _times(self.start_ns),
+            "close_time": _times(np.repeat(self.seen.closes_ns, self.count)),
+            "symbol": pl.Series(self.names, dtype=pl.String).gather(np.tile(np.arange(self.count), self.closes)),
+            "action": self.actions.series(self.action),
+            "target": pl.Series(self.target),
+            "position_before": pl.Series(self.position),
+            "held_qty": pl.Series(self.held),
+            **{name: pl.Series(values).fill_nan(None) for name, values in self.numbers.items()},
+            "reason": self.reasons.series(self.reason),
+            "outcome": self.outcomes.series(self.outcome),
+            "votes": self.votes.series(),
+        }
+        frame = pl.DataFrame({name: columns[name] for name in DECISIONS}, schema=DECISIONS)
+        return frame.with_columns(pl.Series("position", after))
+
+    def _passed_over(self, symbol: str, place: int) -> None:
+        """Write every close of a symbol that was passed over."""
+        one = self.seen.symbols[symbol]
+        rows_T = np.arange(self.closes) * self.count + place
+        position_T = self.told.path.position[symbol]
+        self.position[rows_T], self.held[rows_T] = position_T, self.told.path.held[symbol]
+        self.target[rows_T] = position_T  # where nobody could be asked
+        period_ns = round(self.told.settings.bar_period.total_seconds() * 1e9)
+        starts = np.where(one.last_T >= 0, one.series.start_ns[one.last_T], self.seen.closes_ns - period_ns)
+        self.start_ns[rows_T] = starts
+        quiet_T = ~self.is_decided_T
+        for close in np.flatnonzero(quiet_T & ~one.usable_T).tolist():
+            self._abstained(symbol, one, close, int(rows_T[close]))
+        is_halted_T = np.arange(self.closes) >= self.told.halted_at
+        for position, given in one.answers.items():
+            closes = np.flatnonzero(quiet_T & one.usable_T & (position_T == position))
+            if not len(closes):
+                continue
+            target = given.target_T[one.bar_T[closes]]
+            for wanted in np.unique(target).tolist():
+                chosen = closes[target == wanted]
+                refused = wanted != position
+                if refused and not is_halted_T[chosen].all():
+                    msg = f"{symbol}: a close at which {wanted} was wanted from {position} was passed over"
+                    raise AssertionError(msg)
+                self._answered(one, chosen, rows_T[chosen], position=position, wanted=wanted, refused=refused)
+
+    def _answered(
+        self, one: SymbolForesight, closes: Int, rows: Int, *, position: int, wanted: int, refused: bool
+    ) -> None:
+        given, bars = one.answers[position], one.bar_T[closes]
+        self.target[rows] = wanted
+        self.action[rows] = 1 if wanted > position else 2 if wanted < position else 0
+        self.reason[rows] = self.reasons.code(given.reason.value)
+        outcome = Reason.HALTED if refused else Reason.TARGET_HELD
+        self.outcome[rows] = self.outcomes.code(outcome.value)
+        q = {target: _rounded(values[bars]) for target, values in given.q.items()}
+        for target, values in q.items():
+            self.numbers[_TARGETS[target]][rows] = values
+        detail = {name: _rounded(values[bars]) for name, values in given.detail.items()}
+        self.votes.add(rows, _votes_text(self.told.strategy, wanted, q, detail, count=len(rows), refused=refused))
+
+    def _abstained(self, symbol: str, one: SymbolForesight, close: int, row: int) -> None:
+        last, spec = int(one.last_T[close]), self.seen.spec
+        is_warm = last >= 0 and one.seen_T[close] >= spec.memory_bars
+        answer = silence(
+            symbol,
+            from_ns(self.seen.closes_ns[close]),
+            newest=one.series.bar(last) if last >= 0 else None,
+            came=bool(one.bar_T[close] >= 0),
+            features_F=one.features_NF[last] if is_warm else np.full(len(spec.names), np.nan),
+            bars_seen=int(one.seen_T[close]),
+            memory_bars=spec.memory_bars,
+            stale_after=self.told.settings.risk.stale_bars_max * self.told.settings.bar_period,
+        )
+        if answer is None:
+            msg = f"{symbol}: close {close} was passed over as if nobody could be asked"
+            raise AssertionError(msg)
+        self.reason[row] = self.reasons.code(answer.reason.value)
+        self.outcome[row] = self.outcomes.code(answer.reason.value)
+        vote = {"abstained": answer.reason.value, "detail": answer.detail}
+        self.votes.add(np.array([row]), pl.Series([json.dumps({self.told.strategy: vote})]))
+
+    def _decided(self) -> None:
+        """Write the closes that were decided by the rules."""
+        places = {symbol: place for place, symbol in enumerate(self.names)}
+        rows: list[int] = []
+        texts: list[str] = []
+        for one in self.told.path.decided:
+            base = one.close * self.count
+            for given in one.rows:
+                row = base + places[given["symbol"]]
+                rows.append(row)
+                self.position[row], self.target[row] = given["position"], given["target"]
+                self.held[row] = float(given["held_qty"])
+                self.action[row] = self.actions.code(given["action"])
+                self.reason[row] = self.reasons.code(given["reason"])
+                self.outcome[row] = self.outcomes.code(given["outcome"])
+                for name in ("stop", "take_profit"):
+                    if given[name] is not None:
+                        self.numbers[name][row] = float(given[name])
+                votes: Mapping[str, Any] = given["votes"]
+                q: Mapping[str, float] = next((vote["q"] for vote in votes.values() if vote.get("q")), {})
+                for target, value in q.items():
+                    self.numbers[_TARGETS[int(target)]][row] = value
+                texts.append(json.dumps(votes))
+        self.votes.add(np.array(rows, dtype=np.int64), pl.Series(texts, dtype=pl.String))
+
+
+def _votes_text(
+    mind: str, target: int, q: Mapping[int, Float], detail: Mapping[str, Float], *, count: int, refused: bool
+) -> pl.Series:
+    """Return `json.dumps` of the votes of many closes that differ in their numbers alone."""
+    parts: list[str | pl.Series] = [f'{{{json.dumps(mind)}: {{"target": {target}, "q": {{']
+    for place, (key, values) in enumerate(q.items()):
+        parts += [f'{", " if place else ""}"{key}": ', _written(values)]
+    parts.append('}, "detail": {')
+    for place, (name, values) in enumerate(detail.items()):
+        parts += [f"{', ' if place else ''}{json.dumps(name)}: ", _written(values)]
+    parts.append("}}" + (f', "gate": {{"refused": "{Reason.HALTED.value}"}}' if refused else "") + "}")
+    joined: list[pl.Expr] = []
+    columns: dict[str, pl.Series] = {}
+    for place, part in enumerate(parts):
+        if isinstance(part, str):
+            joined.append(pl.lit(part))
+        else:
+            columns[f"c{place}"] = part
+            joined.append(pl.col(f"c{place}"))
+    if not columns:
+        return pl.Series(["".join(part for part in parts if isinstance(part, str))]).new_from_index(0, count)
+    return pl.DataFrame(columns).select(pl.concat_str(joined)).to_series()
+
+
+def _written(values: Float) -> pl.Series:
+    """Return numbers as `json.dumps` writes them."""
+    texts = pl.Series(values).cast(pl.String)
+    size = np.abs(values)
+    odd = np.flatnonzero(((size < _PLAIN_LEAST) & (values != 0.0)) | ~(size < _PLAIN_MOST))
+    return texts.scatter(odd, [json.dumps(values[row].item()) for row in odd.tolist()]) if len(odd) else texts
+
+
+def _rounded(values: Float) -> Float:
+    """Return what `round(value, 9)` gives of each value."""
+    scaled = values * 10.0**_DIGITS
+    rounded = np.rint(scaled) / 10.0**_DIGITS
+    # the product is rounded itself: where that may decide, and beyond whole numbers, Python does
+    doubtful = np.abs(np.abs(scaled - np.floor(scaled)) - 0.5) < 1e-3 + np.abs(scaled) * 1e-15
+    for row in np.flatnonzero(doubtful | ~(np.abs(scaled) < 2.0**52)).tolist():
+        rounded[row] = round(values[row].item(), _DIGITS)
+    return rounded
+
+
+def _times(ns: Int) -> pl.Series:
+    return pl.Series(ns // 1_000).cast(DECISIONS["close_time"])
+
+
+# ---- trades -------------------------------------------------------------------------------------------------
+
+
+def _trades(told: Told, series: Mapping[str, BarSeries]) -> pl.DataFrame:
+    """Return one row an execution, oldest first; see `agent.tables.trades_frame`."""
+    fills, book = told.engine.fills(), told.engine.book()
+    at_ns = np.array([to_ns(fill.at) for fill in fills], dtype=np.int64)
+    start_ns = np.zeros(len(fills), dtype=np.int64)
+    symbols = np.array([fill.symbol for fill in fills], dtype=object)
+    for symbol in told.seen.symbols:
+        mine = np.flatnonzero(symbols == symbol)
+        bars = series[symbol]
+        place = np.minimum(bars.close_ns.searchsorted(at_ns[mine]), len(bars) - 1)
+        start_ns[mine] = bars.start_ns[place]
+    orders = [book[fill.client_id] for fill in fills]
+    kinds = {
+        OrderType.MARKET: "open",
+        OrderType.STOP: "stop",
+        OrderType.STOP_LIMIT: "stop",
+        OrderType.LIMIT: "limit",
+    }
+    kind = [kinds[order.type] for order in orders]
+    level = [
+        order.stop_price if one == "stop" else order.limit_price if one == "limit" else None
+        for order, one in zip(orders, kind, strict=True)
+    ]
+    columns: dict[str, Any] = {
+        "symbol": [fill.symbol for fill in fills],
+        "side": [fill.side.value for fill in fills],
+        "qty": [fill.qty for fill in fills],
+        "price": [fill.price for fill in fills],
+        "fee": [fill.fee for fill in fills],
+        "bar_start": _times(start_ns),
+        "filled_at": _times(at_ns),
+        "kind": kind,
+        "level": level,
+        "client_id": [fill.client_id for fill in fills],
+        "leg": [told.leg_of(fill.client_id).value for fill in fills],
+        "exec_id": [fill.exec_id for fill in fills],
+    }
+    return pl.DataFrame(columns, schema=TRADES)
+
+
+# ---- equity -------------------------------------------------------------------------------------------------
+
+
+def _equity(told: Told) -> pl.DataFrame:
+    """Return one row a close; see `agent.tables.equity_frame`."""
+    starts = np.array([*told.path.starts, told.path.closes])
+    lengths = np.diff(starts)
+    try:
+        equity, gross, drawdown = _equity_columns(told, lengths)
+    except ExactError:
+        equity, gross, drawdown = _equity_by_row(told)
+    cash = np.repeat(np.array([float(one.cash) for one in told.path.holdings]), lengths)
+    columns = {
+        "close_time": _times(told.seen.closes_ns),
+        "equity": equity,
+        "cash": cash,
+        "gross_exposure": gross,
+        "drawdown": drawdown,
+    }
+    return pl.DataFrame(columns, schema=EQUITY)
+
+
+def _equity_columns(told: Told, lengths: Int) -> tuple[Float, Float, Float]:
+    """Return equity, gross exposure and drawdown.
+
+    Raises:
+        ExactError: Numbers with more digits than the columns hold.
+    """
+    path = told.path
+    cash = constants([units(one.cash, 2 * _DECIMALS) for one in path.holdings])
+    equity = Pair(np.repeat(cash.high, lengths), np.repeat(cash.low, lengths))
+    gross = Pair(np.zeros(path.closes), np.zeros(path.closes))
+    for symbol, one in told.seen.symbols.items():
+        held = [dict(span.qty).get(symbol, _ZERO) for span in path.holdings]
+        if not any(held):
+            continue
+        whole = [units(qty, _DECIMALS) for qty in held]
+        if max(map(abs, whole)) >= WHOLE_MAX:
+            raise ExactError(f"{symbol}: a quantity has more digits than a float holds")
+        qty_T = np.repeat(np.array(whole, dtype=np.float64), lengths)
+        equity += product(qty_T, one.mark_T)
+        gross += product(np.abs(qty_T), one.mark_T)
+    peak = running_maximum(equity)
+    one_unit = constants([10 ** (2 * _DECIMALS)])
+    unit = Pair(np.broadcast_to(one_unit.high, path.closes), np.broadcast_to(one_unit.low, path.closes))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        equity_T, doubtful = equity.over(unit)
+        exposure_T, unsure = gross.over(equity)
+        share_T, uncertain = equity.over(peak)
+    drawdown_T = 1.0 - share_T
+    for row in np.flatnonzero(doubtful | unsure | uncertain | ~((equity.high > 0.0) & (peak.high > 0.0))).tolist():
+        # as the ledger's rows are: in Decimal
+        total, exposed, highest = (_money(column, row) for column in (equity, gross, peak))
+        equity_T[row], exposure_T[row], drawdown_T[row] = _equity_row(total, exposed, max(highest, _ZERO))
+    return equity_T, exposure_T, drawdown_T
+
+
+def _money(column: Pair, row: int) -> Decimal:
+    return Decimal(int(column.high[row]) + int(column.low[row])).scaleb(-2 * _DECIMALS)
+
+
+def _equity_by_row(told: Told) -> tuple[Float, Float, Float]:
+    """Return what `_equity_columns` does, in Decimal row by row."""
+    rows = np.zeros((3, told.path.closes))
+    peak = _ZERO
+    for close in range(told.path.closes):
+        holdings = told.path.held_at(close)
+        values = [qty * _mark(told.seen.symbols[symbol], close) for symbol, qty in holdings.qty]
+        total = holdings.cash + sum(values, _ZERO)
+        peak = max(peak, total)
+        rows[:, close] = _equity_row(total, sum(map(abs, values), _ZERO), peak)
+    return rows[0], rows[1], rows[2]
+
+
+def _equity_row(equity: Decimal, gross: Decimal, peak: Decimal) -> tuple[float, float, float]:
+    exposure = float(gross / equity) if equity else 0.0
+    return float(equity), exposure, 1.0 - float(equity / peak) if peak else 0.0
+
+
+def _mark(one: SymbolForesight, close: int) -> Decimal:
+    return Decimal(int(one.mark_T[close])).scaleb(-_DECIMALS)
+
+
+# ---- the result ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The three tables of a replay."""
+
+    decisions: pl.DataFrame
+    trades: pl.DataFrame
+    equity: pl.DataFrame
+
+
+def tables_of(told: Told, series: Mapping[str, BarSeries]) -> Tables:
+    """Return the tables of a replay."""
+    return Tables(decisions=_DecisionColumns(told).frame(), trades=_trades(told, series), equity=_equity(told))

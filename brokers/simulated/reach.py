@@ -1,0 +1,44 @@
+"""Where in a series something could happen to resting orders: found by looking at many bars at once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from brokers.series import BarSeries, Float
+
+_CHUNK_BARS = 64
+_CHUNK_GROWTH = 4
+_CHUNK_BARS_MAX = 65_536
+
+
+class Reach:
+    """The extremes of one symbol's bars, and the bars that open with a corporate action.
+
+    Args:
+        series: The symbol's bars.
+    """
+
+    def __init__(self, series: BarSeries) -> None:
+        # opens within high and low are the rule, but nothing here may depend on it
+        is_low, is_high = bool((series.low <= series.open).all()), bool((series.high >= series.open).all())
+        self._low: Float = series.low if is_low else np.minimum(series.low, series.open)
+        self._high: Float = series.high if is_high else np.maximum(series.high, series.open)
+        self._actions = np.flatnonzero(series.adj_factor[1:] != series.adj_factor[:-1]) + 1
+
+    def first(self, begin: int, end: int, below: float, above: float) -> int:
+        """Return the first bar of begin .. end (exclusive) that trades at or beyond a level; `end` where none does."""
+        size = _CHUNK_BARS
+        while begin < end:
+            stop = min(begin + size, end)
+            if self._low[begin:stop].min() <= below or self._high[begin:stop].max() >= above:
+                reached = (self._low[begin:stop] <= below) | (self._high[begin:stop] >= above)
+                return begin + int(reached.argmax())
+            begin, size = stop, min(size * _CHUNK_GROWTH, _CHUNK_BARS_MAX)
+        return end
+
+    def next_action(self, begin: int, end: int) -> int:
+        """Return the first bar of begin .. end (exclusive) that opens with a split or dividend; `end` where none."""
+        if not len(self._actions):
+            return end
+        place = int(self._actions.searchsorted(begin))
+        return end if place == len(self._actions) else min(int(self._actions[place]), end)

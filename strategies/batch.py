@@ -1,0 +1,63 @@
+"""The batch face of a Strategy: its answers to many bars of one symbol at once, for a position held throughout.
+
+A replay that knows every bar beforehand asks so where nothing can happen, and asks `Strategy.opinions` wherever an
+answer may matter. The two faces answer alike: what a batch says of a row is what `opinions` says of it, to the
+last bit of targets and numbers, but for rows marked `near`, where the batch does not commit itself.
+
+Axes: T bars, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strategies.strategy import Reason
+
+if TYPE_CHECKING:
+    from strategies.features import FeatureSpec
+
+Float = NDArray[np.float64]
+Int = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchAnswers:
+    """Answers to T bars at one position. Rows whose features are not finite mean nothing.
+
+    Args:
+        target_T: int8: the position wanted.
+        near_T: True where the target hangs on less than rounding, or the strategy may abstain: ask `opinions`.
+        reason: Of every answer.
+        q: Value per target, as in `Opinion.q`.
+        detail: Numbers that explain it, as in `Opinion.detail`.
+    """
+
+    target_T: NDArray[np.int8]
+    near_T: NDArray[np.bool_]
+    reason: Reason
+    q: Mapping[int, Float] = field(default_factory=dict)
+    detail: Mapping[str, Float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class BatchStrategy(Protocol):
+    """A Strategy that also answers in batches."""
+
+    @property
+    def feature_spec(self) -> FeatureSpec:
+        """The features it reads."""
+        ...
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """Allowed targets."""
+        ...
+
+    def batch(self, symbol: str, close_ns_T: Int, features_TF: Float, position: int) -> BatchAnswers:
+        """Answer T bars of one symbol, each as if `position` were held at its close."""
+        ...
