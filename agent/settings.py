@@ -128,38 +128,47 @@ class FusionSettings(Section):
 
 
 class LlmSettings(Section):
-    """The language model, served by Ollama; used with `strategy.mode` `llm` or `fused`."""
+    """The language model, served by Ollama; used with `strategy.mode` `llm` or `fused`.
+
+    Model, digest, prompt version and calibration come from the slot, unless they are set here.
+    """
 
     host: str = "http://127.0.0.1:11434"
-    """The server. Plain HTTP leaves this machine only to `trusted_hosts`."""
+    """The server: this machine, https, or plain http to one of `trusted_hosts`."""
     trusted_hosts: tuple[str, ...] = ()
-    """Host names that may be spoken to in plain HTTP although they are not this machine."""
+    """Names of machines that may be spoken to in plain http."""
     model: str | None = None
     """Name (tag) of the model on the server; None takes the slot's."""
-    digest: str | None = Field(None, pattern=r"^(sha256:)?[0-9a-f]{12,64}$")
+    digest: str | None = None
     """Digest of the model, at least its first 12 digits; another one served under the name has no vote."""
-    deadline_s: float = Field(8.0, gt=0, le=600)
-    """Longest wait for the answers of one close; it ends before `daemon.decision_deadline_s` in any case."""
-    concurrency: int = Field(8, ge=1, le=256)
-    """Most questions at the server at a time."""
+    temperature: float | None = Field(None, ge=0.05, le=20)
+    """Calibration: probabilities p become p^(1/temperature), normalised; None takes the slot's (1 if it has none)."""
     mass_min: float = Field(0.2, ge=0, le=1)
-    """Least probability that the three actions must have together before they are renormalised."""
-    temperature: float = Field(1.0, gt=0, le=100)
-    """Calibration: what the log-probabilities are divided by."""
-    seed: int = 0
-    """Sent with every question."""
-    context_tokens: int = Field(2_048, ge=256, le=131_072)
-    """Context length (num_ctx): a change makes the server load the model again."""
-    answer_tokens: int = Field(64, ge=8, le=1_024)
-    """Longest answer (num_predict)."""
-    warm_up_timeout_s: float = Field(300.0, gt=0, le=3_600)
+    """Least probability that the three actions must have together before they are made to sum to 1."""
+    tie: float = Field(1e-3, ge=0, le=0.5)
+    """The position is kept where the best two targets are so close in probability."""
+    deadline_s: float = Field(8.0, ge=0.05, le=600)
+    """Longest wait for all answers of one close."""
+    reserve_s: float = Field(0.5, ge=0, le=60)
+    """Kept of `daemon.decision_deadline_s` for what comes after the answers."""
+    connect_s: float = Field(1.0, ge=0.01, le=60)
+    """Longest wait for a connection."""
+    warm_up_s: float = Field(600.0, ge=0.05, le=3_600)
     """Longest wait for the model to be loaded; until then it has no vote, and that is no failure."""
-    failures_max: int = Field(3, ge=1, le=100)
-    """Failures in a row after which the model is left alone."""
-    pause_s: float = Field(60.0, gt=0, le=86_400)
+    concurrency: int = Field(8, ge=1, le=64)
+    """Most questions at the server at a time."""
+    breaker_failures: int = Field(3, ge=1, le=1_000)
+    """Failures in a row after which the server is left alone."""
+    breaker_pause_s: float = Field(60.0, ge=0, le=86_400)
     """For how long, before one question tries again."""
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    """Sent with every question."""
+    num_ctx: int = Field(2_048, ge=256, le=32_768)
+    """Context length in tokens: a change makes the server load the model again."""
+    num_predict: int = Field(96, ge=16, le=512)
+    """Most tokens of an answer."""
     recorded: Path | None = None
-    """Recorded answers that a backtest reads: a ledger, or a JSONL file. None: the ledger of `ledger.url`."""
+    """Recorded answers that a backtest reads: a ledger or a JSONL file. None: the ledger of `ledger.url`."""
 
 
 class SizingSettings(Section):
