@@ -1,7 +1,8 @@
 """The order desk of a fast replay: a stepped venue that never fails, no waiting, no ledger.
 
-It does what `agent.execution`, `agent.reconcile` and `agent.records` do there. Every order is accepted or refused at once; nothing is ever unknown, late or foreign. The rules themselves (what is
-news of an order, which exits a position has, how a split moves a count) are the live rooms' own functions.
+It does what `agent.execution`, `agent.reconcile` and `agent.records` do there. Every order is accepted or refused at
+once; nothing is ever unknown, late or foreign. The rules themselves (what is news of an order, which exits a position
+has, how a split moves a count) are the live rooms' own functions.
 """
 
 from __future__ import annotations

@@ -44,9 +44,7 @@ def backtest(
             help="dqn or a baseline.", show_default="strategy.name of the file", autocompletion=complete.strategy
         ),
     ] = None,
-    exact: Annotated[
-        bool, typer.Option("--exact", help="Run the live cycle on every bar: the same result, slower.")
-    ] = False,
+    exact: Annotated[bool, typer.Option("--exact", help="Run the live cycle on every bar.")] = False,  # noqa: FBT002 - a flag on the command line is a named boolean
     keep_ledger: Annotated[  # noqa: FBT002 - as above
         bool,
         typer.Option("--keep-ledger", help=f"With --exact: keep the ledger as {LEDGER_FILE}, for status and why."),
