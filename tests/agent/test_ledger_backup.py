@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import create_engine
 from tandem_cli import Done, replayed, tandem
 
+from agent.ledger import schema
 from agent.ledger.store import LedgerError, open_ledger
 from brokers.simulated.sqlite_books import SqliteBooks
 
@@ -337,3 +342,71 @@ def test_migrate_makes_no_ledger_where_there_is_none(tmp_path: Path) -> None:
     done = asked(tmp_path, "migrate")
     assert (done.code, "there is no ledger" in done.err) == (1, True)
     assert not (tmp_path / "ledger.sqlite").exists()
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> Path:
+    """A folder with a ledger of the first schema, as the first program made it."""
+    home = tmp_path / "older"
+    home.mkdir()
+    config = Config()
+    config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
+    engine = create_engine(f"sqlite:///{home / 'ledger.sqlite'}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.exec_driver_sql("INSERT INTO state VALUES ('key', '{}')")
+    engine.dispose()
+    return home
+
+
+def test_an_older_ledger_is_brought_up_to_date_and_kept_as_it_was(older: Path) -> None:
+    before = rows(older / "ledger.sqlite")
+    told = asked(older, "migrate", "--json").json
+    assert (told["changed"], told["before"], told["after"]) == (True, "0001", schema.REVISION)
+    assert rows(Path(told["copy"])) == before
+    assert rows(older / "ledger.sqlite")["state"] == before["state"]
+    assert rows(older / "ledger.sqlite")["alembic_version"] == [(schema.REVISION,)]
+
+
+def test_commands_that_only_ask_refuse_an_older_ledger_and_say_what_to_do(older: Path) -> None:
+    done = tandem("status", "--set", f"ledger.url=sqlite:///{older / 'ledger.sqlite'}")
+    assert (done.code, "tandem ledger migrate" in done.err) == (1, True)
+
+
+def test_a_ledger_of_which_no_copy_can_be_made_is_not_migrated(older: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", no_space)
+    done = asked(older, "migrate")
+    monkeypatch.undo()
+    assert (done.code, "was not migrated, because no copy" in done.err, "free some space" in done.err) == (
+        1,
+        True,
+        True,
+    )
+    assert rows(older / "ledger.sqlite")["alembic_version"] == [("0001",)]
+    assert [path.name for path in older.iterdir() if "revision" in path.name] == []
+
+
+def test_a_migration_that_breaks_off_leaves_the_ledger_as_it_was(older: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = rows(older / "ledger.sqlite")
+
+    def interrupted(config: Config, revision: str) -> None:
+        upgrade(config, revision)
+        raise OSError(errno.EIO, "the power went")
+
+    upgrade = command.upgrade
+    monkeypatch.setattr(command, "upgrade", interrupted)
+    assert asked(older, "migrate").code == 1
+    monkeypatch.undo()
+    assert rows(older / "ledger.sqlite") == before
+
+
+def test_a_backup_of_an_older_ledger_is_restored_and_then_migrated(older: Path) -> None:
+    copy = backed_up(older)
+    assert asked(older, "migrate").code == 0
+    assert asked(older, "restore", copy).code == 0
+    assert rows(older / "ledger.sqlite")["alembic_version"] == [("0001",)]
+    assert asked(older, "migrate").code == 0
