@@ -197,7 +197,8 @@
       const digits = digitsOf(step * (this.data.unit === "percent" ? 100 : 1));
       const write = this.data.unit === "percent" ? (value) => percent(value, digits)
         : (value) => clean(value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
-      const left = 14 + Math.max(...ticks.map((tick) => write(tick).length), 3) * 6.6;
+      // charts below one another begin at one line
+      const left = Math.max(narrow ? 52 : 64, 14 + Math.max(...ticks.map((tick) => write(tick).length)) * 6.6);
       const right = width - 10;
       const [begin, end] = this.range;
       const x = (at) => left + ((at - begin) / Math.max(1, end - begin)) * (right - left);
@@ -205,6 +206,7 @@
       const svg = element("svg", { width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true", focusable: "false" }, this.box);
       const clip = `clip-${this.box.dataset.chart}`;
       element("rect", { x: left, y: 0, width: right - left + 1, height }, element("clipPath", { id: clip }, svg));
+      element("rect", { x: left - 8, y: 0, width: right - left + 17, height }, element("clipPath", { id: `${clip}-marks` }, svg));
       for (const tick of ticks) {
         element("line", { class: "grid", x1: left, x2: right, y1: y(tick), y2: y(tick) }, svg);
         element("text", { class: "tick", x: left - 7, y: y(tick) + 4, "text-anchor": "end" }, svg, write(tick));
@@ -220,8 +222,8 @@
       const drawn = element("g", { "clip-path": `url(#${clip})` }, svg);
       this.drawSpans(drawn, x, bottom);
       for (const line of [...this.lines].reverse()) this.drawLine(drawn, line, x, y, line === this.lines[0]);
-      this.drawMarks(drawn, x, y, narrow ? 4.5 : 5.5);
-      const over = element("g", { "clip-path": `url(#${clip})` }, svg);
+      this.drawMarks(element("g", { "clip-path": `url(#${clip}-marks)` }, svg), x, y, narrow ? 4.5 : 5.5);
+      const over = element("g", { "clip-path": `url(#${clip}-marks)` }, svg);
       this.plot = { svg, over, x, y, left, right, bottom, begin, end };
     }
 
