@@ -78,6 +78,13 @@ class ExchangeSettings(Section):
     port: int = Field(0, ge=0, le=65_535)
     """Port on loopback; 0 lets the system choose."""
 
+    @field_validator("start", "end", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any) -> Any:
+        if isinstance(value, int | float):  # pydantic would take a year for seconds since 1970
+            raise ValueError("write a time, such as 2024-01-01T00:00:00Z")  # noqa: TRY004 - pydantic reports it
+        return value
+
     @field_validator("start", "end")
     @classmethod
     def _aware(cls, value: datetime | None) -> datetime | None:

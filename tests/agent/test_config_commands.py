@@ -95,7 +95,7 @@ def test_the_schema_says_what_every_setting_means_and_what_it_is_without_being_s
         {"risk": 3},
         {"symbols": "BTC"},
         {"asset_class": "bonds"},
-        {"exchange": {"start": []}},
+        {"exchange": {"start": 2024}},
         {"notifications": {"events": ["fils"]}},
         {"costs": {"fee_bps": "ten"}},
         {"nosuch": {}},
