@@ -177,6 +177,16 @@ class LlmSettings(Section):
     recorded: Path | None = None
     """Recorded answers that a backtest reads: a ledger or a JSONL file. None: the ledger of `ledger.url`."""
 
+    @field_validator("digest", mode="before")
+    @classmethod
+    def _digest_is_text(cls, value: Any) -> Any:
+        if isinstance(value, int | float):
+            raise ValueError(  # noqa: TRY004 - a fault of the settings, told with the others
+                "YAML reads it as a number, and would drop leading zeros: write it in quotes, in the file as "
+                'digest: "..." and in a shell as --set \'llm.digest="..."\''
+            )
+        return value
+
 
 class SizingSettings(Section):
     """How large an entry is; HOLD never resizes."""

@@ -14,7 +14,7 @@ import typer
 
 from agent.commands import complete
 from agent.commands.errors import CommandError
-from agent.commands.options import AsJson, ConfigFile, Overrides
+from agent.commands.options import AsJson, ConfigFile, Overrides, strategy_overrides
 
 if TYPE_CHECKING:
     from agent.replay import ReplayResult
@@ -41,7 +41,9 @@ def backtest(
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="dqn or a baseline.", show_default="strategy.name of the file", autocompletion=complete.strategy
+            help="dqn, llm, fused or a baseline.",
+            show_default="strategy.name of the file",
+            autocompletion=complete.strategy,
         ),
     ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Run the live cycle on every bar.")] = False,  # noqa: FBT002 - a flag on the command line is a named boolean
@@ -64,8 +66,8 @@ def backtest(
     from agent.settings import load  # noqa: PLC0415 - as above
 
     given = list(overrides or [])
-    named = {"exchange.bars": bars, "strategy.name": strategy}
-    given += [f"{key}={json.dumps(str(value))}" for key, value in named.items() if value is not None]
+    given += [] if bars is None else [f"exchange.bars={json.dumps(str(bars))}"]
+    given += strategy_overrides(strategy)
     times = {"exchange.start": start, "exchange.end": end}
     given += [f"{key}={parse_time(text)[0].isoformat()}" for key, text in times.items() if text is not None]
     if symbols is not None:

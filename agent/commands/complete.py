@@ -22,7 +22,7 @@ def strategy(incomplete: str) -> list[str]:
     """Return the strategies' names that begin so."""
     from strategies.baselines import BASELINES  # noqa: PLC0415 - NumPy, only when a strategy is completed
 
-    return [name for name in ("dqn", *BASELINES) if name.startswith(incomplete)]
+    return [name for name in ("dqn", "llm", "fused", *BASELINES) if name.startswith(incomplete)]
 
 
 def _settings(model: type[BaseModel], prefix: str) -> Iterator[str]:

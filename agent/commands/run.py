@@ -11,14 +11,14 @@ from typing import Annotated
 import typer
 
 from agent.commands import complete
-from agent.commands.options import ConfigFile, Overrides
+from agent.commands.options import ConfigFile, Overrides, strategy_overrides
 
 
 def run(
     config: ConfigFile = None,
     overrides: Overrides = None,
     strategy: Annotated[
-        str | None, typer.Option(help="Who decides: dqn or a baseline.", autocompletion=complete.strategy)
+        str | None, typer.Option(help="Who decides: dqn, llm, fused or a baseline.", autocompletion=complete.strategy)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the run's summary as JSON at the end.")] = False,  # noqa: FBT002 - Typer's way to declare a flag
 ) -> None:
@@ -33,8 +33,7 @@ def run(
     from agent.logs import capture_uncaught, configure  # noqa: PLC0415 - same
     from agent.settings import load  # noqa: PLC0415 - same
 
-    chosen = [*(overrides or []), *([f"strategy.name={strategy}"] if strategy else [])]
-    settings = load(config, chosen)
+    settings = load(config, [*(overrides or []), *strategy_overrides(strategy)])
     chosen_log = settings.log
     file = None
     if chosen_log.file is not None:
