@@ -201,16 +201,19 @@ class _DecisionColumns:
         starts = np.where(one.last_T >= 0, one.series.start_ns[one.last_T], self.seen.closes_ns - period_ns)
         self.start_ns[rows_T] = starts
         quiet_T = ~self.is_decided_T
-        for close in np.flatnonzero(quiet_T & ~one.usable_T).tolist():
-            self._abstained(symbol, one, close, int(rows_T[close]))
+        silent = np.flatnonzero(quiet_T & ~one.usable_T)
+        texts = [self._abstained(symbol, one, close, close * self.count + place) for close in silent.tolist()]
+        self.votes.add(rows_T[silent], pl.Series(texts, dtype=pl.String))
         is_halted_T = np.arange(self.closes) >= self.told.halted_at
         for position, given in one.answers.items():
             closes = np.flatnonzero(quiet_T & one.usable_T & (position_T == position))
             if not len(closes):
                 continue
             target = given.target_T[one.bar_T[closes]]
-            for wanted in np.unique(target).tolist():
+            for wanted in _TARGETS:
                 chosen = closes[target == wanted]
+                if not len(chosen):
+                    continue
                 refused = wanted != position
                 if refused and not is_halted_T[chosen].all():
                     msg = f"{symbol}: a close at which {wanted} was wanted from {position} was passed over"
@@ -232,7 +235,8 @@ class _DecisionColumns:
         detail = {name: _rounded(values[bars]) for name, values in given.detail.items()}
         self.votes.add(rows, _votes_text(self.told.strategy, wanted, q, detail, count=len(rows), refused=refused))
 
-    def _abstained(self, symbol: str, one: SymbolForesight, close: int, row: int) -> None:
+    def _abstained(self, symbol: str, one: SymbolForesight, close: int, row: int) -> str:
+        """Write why nobody could be asked; returns the votes."""
         last, spec = int(one.last_T[close]), self.seen.spec
         is_warm = last >= 0 and one.seen_T[close] >= spec.memory_bars
         answer = silence(
@@ -251,7 +255,7 @@ class _DecisionColumns:
         self.reason[row] = self.reasons.code(answer.reason.value)
         self.outcome[row] = self.outcomes.code(answer.reason.value)
         vote = {"abstained": answer.reason.value, "detail": answer.detail}
-        self.votes.add(np.array([row]), pl.Series([json.dumps({self.told.strategy: vote})]))
+        return json.dumps({self.told.strategy: vote})
 
     def _decided(self) -> None:
         """Write the closes that were decided by the rules."""

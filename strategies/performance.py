@@ -346,9 +346,8 @@ def drawdowns(equity_T: Float, close_ns_T: Int) -> tuple[float, int, int]:
     stretch_T = np.where(under_T, index_T - last_peak_T, np.where(recovered_T, index_T - begins_T, 0))
     end = int(np.argmax(stretch_T))
     longest = int(stretch_T[end])
-    longest_ns = max(
-        (int(close_ns_T[t] - close_ns_T[t - stretch_T[t]]) for t in np.flatnonzero(stretch_T).tolist()), default=0
-    )
+    under = np.flatnonzero(stretch_T)
+    longest_ns = int((close_ns_T[under] - close_ns_T[under - stretch_T[under]]).max()) if len(under) else 0
     return depth, longest, longest_ns
 
 
@@ -418,6 +417,9 @@ def _cagr(growth: float, years: float) -> float | None:
 
 
 def _floats(column: _Column) -> Float:
+    values = column.to_numpy()
+    if values.dtype == np.float64:
+        return values
     return np.array([float(value) for value in column.to_list()], dtype=np.float64)
 
 

@@ -147,11 +147,10 @@ class Timeline:
         Raises:
             FeedError: A bar would close before its open event: the deadline is too long for these bars.
         """
-        times, kinds, symbols, bars, actions, opens_ns = [], [], [], [], [], []
-        closes = np.unique(np.concatenate([series.close_ns for series in feed.series.values()]))
-        for index, symbol in enumerate(feed.symbols):
-            series = feed.series[symbol]
-            count = len(series)
+        opens_ns, has_action = [], []
+        every = [feed.series[symbol] for symbol in feed.symbols]
+        closes = _distinct(np.sort(np.concatenate([series.close_ns for series in every]), kind="stable"))
+        for symbol, series in zip(feed.symbols, every, strict=True):
             last = np.searchsorted(closes, series.open_ns, side="right") - 1
             opens = np.where(last < 0, series.open_ns, np.maximum(series.open_ns, closes[last] + deadline_ns))
             if np.any(opens >= series.close_ns):
@@ -162,27 +161,40 @@ class Timeline:
                 )
                 raise FeedError(msg)
             opens_ns.append(opens)
-            has_action = np.zeros(count, dtype=np.bool_)
-            has_action[1:] = series.adj_factor[1:] != series.adj_factor[:-1]
-            for kind, at_ns, flags in ((CLOSE, series.close_ns, np.zeros(count, np.bool_)), (OPEN, opens, has_action)):
-                times.append(at_ns)
-                kinds.append(np.full(count, kind, dtype=np.int8))
-                symbols.append(np.full(count, index, dtype=np.int32))
-                bars.append(np.arange(count, dtype=np.int32))
-                actions.append(flags)
-        time_N, kind_N, symbol_N = np.concatenate(times), np.concatenate(kinds), np.concatenate(symbols)
-        order = np.lexsort((symbol_N, kind_N, time_N))
-        times_ns, first = np.unique(time_N[order], return_index=True)
+            has_action.append(np.append(False, series.adj_factor[1:] != series.adj_factor[:-1]))
+        # closes of every symbol, then opens: sorted by time alone, and stably, events of one instant keep that order;
+        # the columns are sorted themselves, so that the sort merges them
+        time_N = np.concatenate([series.close_ns for series in every] + opens_ns)
+        order = np.argsort(time_N, kind="stable")
+        ordered_ns = time_N[order]
+        first = np.flatnonzero(_begins(ordered_ns))
+        counts = [len(series) for series in every]
+        is_open = order >= sum(counts)
+        actions = np.concatenate([np.zeros(sum(counts), dtype=np.bool_), *has_action])
+        bars = np.concatenate([np.arange(count, dtype=np.int32) for count in counts] * 2)
+        symbols = np.repeat(np.tile(np.arange(len(every), dtype=np.int32), 2), counts * 2)
         return cls(
-            times_ns=times_ns,
+            times_ns=ordered_ns[first],
             offsets=np.append(first, len(time_N)).astype(np.int64),
-            kinds=kind_N[order],
-            symbols=symbol_N[order],
-            bars=np.concatenate(bars)[order],
-            has_action=np.logical_or.reduceat(np.concatenate(actions)[order], first),
+            kinds=np.where(is_open, OPEN, CLOSE).astype(np.int8),
+            symbols=symbols[order],
+            bars=bars[order],
+            has_action=np.logical_or.reduceat(actions[order], first),
             opens_ns=tuple(opens_ns),
         )
 
     def after(self, at_ns: int) -> int:
         """Return the index of the first instant strictly after a time."""
         return int(np.searchsorted(self.times_ns, at_ns, side="right"))
+
+
+def _distinct(sorted_ns: Int) -> Int:
+    """Return the values of a sorted column, each once; `np.unique` would sort them anew."""
+    return sorted_ns[_begins(sorted_ns)]
+
+
+def _begins(sorted_ns: Int) -> NDArray[np.bool_]:
+    """Tell where a value of a sorted column stands for the first time."""
+    begins = np.ones(len(sorted_ns), dtype=np.bool_)
+    np.not_equal(sorted_ns[1:], sorted_ns[:-1], out=begins[1:])
+    return begins

@@ -10,8 +10,9 @@ Axes: T bars or S symbols; every array here has one of them as its only axis.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,45 +65,43 @@ class BarArrays:
     begins_session: Bool
 
 
-def base_columns(bars: BarArrays, previous_ret: Float | None) -> dict[str, Float]:
-    """Return every base column.
+def base_columns(bars: BarArrays, previous_ret: Float | None, wanted: frozenset[str] | None = None) -> dict[str, Float]:
+    """Return base columns.
 
     Args:
         bars: The bars and what precedes each.
         previous_ret: `ret` of the bar before each; None where the bars are consecutive (a time axis), where
             it is shifted by one and the first is NaN.
+        wanted: Those that are needed besides `ret`; None for all.
     """
     mantissa, exponent = np.frexp(bars.adj_factor / bars.previous_adj_factor)
     ratio = np.ldexp(np.rint(mantissa * RATIO_STEPS) / RATIO_STEPS, exponent)
     ret = np.log(bars.close * ratio / bars.previous_close)
-    gap = np.log(bars.open * ratio / bars.previous_close)
-    intraday = np.log(bars.close / bars.open)
-    span = np.log(bars.high / bars.low)
-    if previous_ret is None:
-        previous_ret = np.concatenate(([np.nan], ret[:-1]))
-    magnitude = np.abs(ret)
-    down = np.minimum(ret, 0.0)
-    overnight = np.where(bars.begins_session, gap, 0.0)
-    dollars = bars.close * bars.volume
-    return {
-        "ret": ret,
-        "ret2": ret * ret,
+    span = cache(lambda: np.log(bars.high / bars.low))
+    gap = cache(lambda: np.log(bars.open * ratio / bars.previous_close))
+    intraday = cache(lambda: np.log(bars.close / bars.open))
+    magnitude = cache(lambda: np.abs(ret))
+    down = cache(lambda: np.minimum(ret, 0.0))
+    dollars = cache(lambda: bars.close * bars.volume)
+    columns: dict[str, Callable[[], Float]] = {
+        "ret2": lambda: ret * ret,
         "abs_ret": magnitude,
-        "down2": down * down,
-        "lagged": ret * previous_ret,
+        "down2": lambda: down() * down(),
+        "lagged": lambda: ret * (np.concatenate(([np.nan], ret[:-1])) if previous_ret is None else previous_ret),
         "range": span,
-        "parkinson": span * span * _PARKINSON,
+        "parkinson": lambda: span() * span() * _PARKINSON,
         "gap": gap,
         "intraday": intraday,
-        "overnight": overnight,
-        "session_ret": np.where(bars.begins_session, intraday, ret),
-        "one": np.ones_like(ret),
+        "overnight": lambda: np.where(bars.begins_session, gap(), 0.0),
+        "session_ret": lambda: np.where(bars.begins_session, intraday(), ret),
+        "one": lambda: np.ones_like(ret),
         "dollars": dollars,
-        "flow": dollars * (ret / (magnitude + FLOOR)),
-        "to_high": np.log(bars.high / bars.close),
-        "to_low": np.log(bars.low / bars.close),
-        "begins_session": bars.begins_session.astype(np.float64),
+        "flow": lambda: dollars() * (ret / (magnitude() + FLOOR)),
+        "to_high": lambda: np.log(bars.high / bars.close),
+        "to_low": lambda: np.log(bars.low / bars.close),
+        "begins_session": lambda: bars.begins_session.astype(np.float64),
     }
+    return {"ret": ret, **{name: make() for name, make in columns.items() if wanted is None or name in wanted}}
 
 
 def usable(values_T6: Float) -> Bool:

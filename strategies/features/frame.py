@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -29,10 +30,10 @@ class SeriesView(MarketView):
         spec: FeatureSpec,
         ladder: SeriesLadder,
         count: int,
-        clock: Mapping[str, Float],
+        clock: Callable[[str], Float],
         signals: Mapping[str, Float],
     ) -> None:
-        """Take the chunk's ladder, clock columns of its `count` bars, and user columns that reach further back."""
+        """Take the chunk's ladder, what gives clock columns of its `count` bars, and user columns from further back."""
         super().__init__(spec.plan.rows)
         self._ladder = ladder
         self.count = count
@@ -44,7 +45,7 @@ class SeriesView(MarketView):
 
     def clock(self, name: str) -> Float:
         """Return a clock column."""
-        return self._clock[name]
+        return self._clock(name)
 
     def signal(self, name: str, window: int) -> Float:
         """Return windows of a user column, (count, window)."""
@@ -97,10 +98,16 @@ def _views(spec: FeatureSpec, series: BarSeries, calendar: TradingCalendar) -> I
         return
     check_prices(series)
     session_T = calendar.session_ids(series.start_ns)
-    # column arrays start at bar 1, the first that has a predecessor
-    columns = series_columns(series, session_T)
-    clock = clock_columns(calendar, session_T, series.close_ns)
     plan = spec.plan
+    # column arrays start at bar 1, the first that has a predecessor
+    columns = series_columns(series, session_T, plan.rows.columns)
+    known: dict[str, Float] = {}
+
+    def clock(name: str, begin: int, end: int) -> Float:
+        if not known:  # most small specs never ask
+            known.update(clock_columns(calendar, session_T, series.close_ns))
+        return known[name][begin:end]
+
     for begin in range(spec.memory_bars - 1, bars, CHUNK_BARS):
         end = min(begin + CHUNK_BARS, bars)
         reach = slice(begin - plan.bars, end - 1)
@@ -111,7 +118,7 @@ def _views(spec: FeatureSpec, series: BarSeries, calendar: TradingCalendar) -> I
                 spec,
                 ladder,
                 end - begin,
-                {name: column[begin:end] for name, column in clock.items()},
+                partial(clock, begin=begin, end=end),
                 {name: series.signals[name][:end] for name in spec.signal_windows},
             ),
         )
@@ -128,8 +135,13 @@ def check_prices(series: BarSeries) -> None:
         raise FeatureError(f"{series.bar(int(place))} has a price or volume that no market has: {REMEDY}")
 
 
-def series_columns(series: BarSeries, session_T: np.ndarray[tuple[int], np.dtype[np.int64]]) -> dict[str, Float]:
-    """Return the base columns of bars 1 … T-1, (T - 1,); the first of them has no `lagged`."""
+def series_columns(
+    series: BarSeries, session_T: np.ndarray[tuple[int], np.dtype[np.int64]], wanted: frozenset[str] | None = None
+) -> dict[str, Float]:
+    """Return the base columns of bars 1 … T-1, (T - 1,); the first of them has no `lagged`.
+
+    `wanted` names those that are needed; None for all.
+    """
     return base_columns(
         BarArrays(
             open=series.open[1:],
@@ -143,4 +155,5 @@ def series_columns(series: BarSeries, session_T: np.ndarray[tuple[int], np.dtype
             begins_session=session_T[1:] != session_T[:-1],
         ),
         previous_ret=None,
+        wanted=wanted,
     )

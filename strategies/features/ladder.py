@@ -66,6 +66,12 @@ class Rows:
         """Number of rows, K."""
         return len(self.index)
 
+    @property
+    def columns(self) -> frozenset[str]:
+        """Base columns that the rows are made of."""
+        extremes = {"to_high", "to_low"} if self.extremes else set()
+        return frozenset(column for _, column, _ in self.index if column) | extremes
+
     def leaves(self, columns: Mapping[str, Float]) -> Float:
         """Return the summaries of single bars, (K, n), from base columns of length n."""
         n = len(columns["ret"])
