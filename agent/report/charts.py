@@ -79,8 +79,8 @@ def _price_charts(data: ReportData) -> list[dict[str, Any]]:
             "marks": _marks(rows, max(40, markers)),
             "spans": _spans(data.decisions.filter(pl.col("symbol") == symbol), max(40, spans)),
         }
-        if not isinstance(data.bars, NotMeasured):
-            bars = data.bars[symbol]
+        bars = None if isinstance(data.bars, NotMeasured) else data.bars.get(symbol)
+        if bars is not None:
             chart["series"] = [_curve("price", bars.close_ns, bars.close, buckets)]
         charts.append(chart)
     return charts

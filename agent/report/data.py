@@ -47,7 +47,7 @@ class ReportData:
             (JSON text), one row a bar and symbol, oldest first.
         executions: `symbol`, `side`, `qty`, `price`, `fee`, `filled_at`, `kind`, `leg`, `exec_id`, and the ledger's
             `decision_price`, `quote_price`, `predicted_fraction`, `realised_fraction` (null where not recorded).
-        bars: Bars by symbol from the first to the last close of the run, not adjusted.
+        bars: Bars from the first to the last close of the run, not adjusted, of the symbols that have any.
         costs: The cost model of the run's settings.
         predictions: None where the executions carry predicted costs.
         incidents: Oldest first.

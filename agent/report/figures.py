@@ -347,6 +347,9 @@ def _benchmark(data: ReportData, close_ns_T: Int, equity_T: Float) -> Benchmark 
         return data.costs
     if len(equity_T) < 2:
         return NotMeasured("fewer than two closes have been decided")
+    missing = [symbol for symbol in data.symbols if symbol not in data.bars]
+    if missing:
+        return NotMeasured(f"no bars of {', '.join(missing)} lie within the run")
     lost = _without_beginning(data, data.bars, int(close_ns_T[0]))
     if lost:
         return NotMeasured(f"the bars of the run's beginning are no longer kept for {', '.join(lost)}")

@@ -143,6 +143,7 @@
     }
 
     zoom(factor) {
+      if (!this.whole) return;
       const [begin, end] = this.range;
       const half = ((end - begin) / 2) * factor;
       const middle = this.cursor ?? (begin + end) / 2;
@@ -150,6 +151,7 @@
     }
 
     shift(share) {
+      if (!this.whole) return;
       const [begin, end] = this.range;
       const step = (end - begin) * share;
       const free = Math.max(Math.min(step, this.whole[1] - end), this.whole[0] - begin);
@@ -357,6 +359,7 @@
     key(event) {
       if (!this.plot || event.altKey || event.ctrlKey || event.metaKey) return;
       const line = this.lines[0] ?? this.marks[0];
+      if (!line) return;
       const { begin, end } = this.plot;
       const inside = line.t.filter((at) => at >= begin && at <= end);
       const step = event.shiftKey ? Math.max(1, Math.round(inside.length / 20)) : 1;

@@ -91,8 +91,9 @@ def from_ledger(
         equity = equity_frame(ledger) if equity is None else equity
         executions = _executions(ledger)
         incidents = _incidents(ledger)
-        symbols = tuple(settings.get("symbols", ())) or tuple(decisions["symbol"].unique(maintain_order=True))
-        bars = _played(series, symbols) if series is not None else _kept_bars(ledger, settings, bar_store)
+        named = dict.fromkeys(name for run in runs for name in run.settings.get("symbols", ()))
+        symbols = tuple(named) or tuple(decisions["symbol"].unique(maintain_order=True))
+        bars = _played(series, symbols) if series is not None else _kept_bars(ledger, settings, symbols, bar_store)
         bars = _within(bars, equity)
     return ReportData(
         strategy=runs[-1].strategy,
@@ -215,7 +216,7 @@ def _played(series: Mapping[str, BarSeries], symbols: Sequence[str]) -> Mapping[
 
 
 def _kept_bars(
-    ledger: Ledger, settings: Mapping[str, Any], bar_store: Path | None
+    ledger: Ledger, settings: Mapping[str, Any], symbols: Sequence[str], bar_store: Path | None
 ) -> Mapping[str, BarSeries] | NotMeasured:
     """Return the newest revision of every bar that the ledger, or the bar store behind it, holds."""
     if "period" not in settings or "calendar" not in settings:
@@ -224,15 +225,15 @@ def _kept_bars(
     seen = schema.bars_seen
     names = ("symbol", "start", "revision", *_PRICES)
     question = select(*(seen.c[name] for name in names)).order_by(seen.c.symbol, seen.c.start, seen.c.revision)
-    newest: dict[str, dict[int, tuple[float, ...]]] = {symbol: {} for symbol in settings.get("symbols", ())}
-    for row in ledger.rows(question):
-        newest.setdefault(row.symbol, {})[to_ns(row.start)] = tuple(row[3:])
+    newest: dict[str, dict[int, tuple[float, ...]]] = {symbol: {} for symbol in symbols}
+    for row in ledger.rows(question.where(seen.c.symbol.in_(symbols))):
+        newest[row.symbol][to_ns(row.start)] = tuple(row[3:])
     if bar_store is not None and bar_store.is_dir():
         for symbol, bars in newest.items():
             _add_stored(bars, bar_store, symbol, period)
-    empty = [symbol for symbol, bars in newest.items() if not bars]
-    if empty or not newest:
-        return NotMeasured(f"neither the ledger nor the bar store holds bars of {', '.join(empty) or 'any symbol'}")
+    newest = {symbol: bars for symbol, bars in newest.items() if bars}
+    if not newest:
+        return NotMeasured("neither the ledger nor the bar store holds bars of these symbols")
     period_ns = round(period.total_seconds() * 1e9)
     found: dict[str, BarSeries] = {}
     for symbol, bars in newest.items():
@@ -264,10 +265,8 @@ def _within(bars: Mapping[str, BarSeries] | NotMeasured, equity: pl.DataFrame) -
         symbol: one.slice(int(one.close_ns.searchsorted(first)), int(one.close_ns.searchsorted(last, side="right")))
         for symbol, one in bars.items()
     }
-    empty = [symbol for symbol, one in cut.items() if not len(one)]
-    if empty:
-        return NotMeasured(f"no bars of {', '.join(empty)} lie within the run")
-    return cut
+    kept = {symbol: one for symbol, one in cut.items() if len(one)}
+    return kept or NotMeasured("no bars lie within the run")
 
 
 def _time(value: Any) -> datetime:

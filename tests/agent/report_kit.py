@@ -25,9 +25,15 @@ HOSTILE = "<script>alert('x')</script>&\"\u2028{{data}}"
 MINUTE_NS = 60 * 10**9
 
 
-def a_run(folder: Path, *, symbols: tuple[str, ...] = (HOSTILE, "BBB"), bars: int = 700) -> ReportData:
+def a_run(
+    folder: Path,
+    *,
+    symbols: tuple[str, ...] = (HOSTILE, "BBB"),
+    bars: int = 700,
+    settings: Settings | None = None,
+) -> ReportData:
     """Return the report's data of a restless replay of the synthetic market."""
-    ledger = replayed_into(folder, symbols=symbols, bars=bars)
+    ledger = replayed_into(folder, symbols=symbols, bars=bars, settings=settings)
     opened = open_ledger(ledger, create=False)
     try:
         return from_ledger(opened)

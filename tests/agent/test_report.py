@@ -324,6 +324,18 @@ def test_bars_that_left_the_ledger_leave_prices_but_no_buy_and_hold(tmp_path: Pa
     assert all(symbol["series"] for symbol in payload(data, found)["symbols"])
 
 
+def test_a_symbol_without_a_bar_takes_buy_and_hold_with_it_and_no_other_s_price(run: ReportData) -> None:
+    assert not isinstance(run.bars, NotMeasured)
+    partly = replace(run, bars={"BBB": run.bars["BBB"]})
+    found = figures(partly)
+    assert isinstance(found.benchmark, NotMeasured)
+    assert {one["name"]: bool(one["series"]) for one in payload(partly, found)["symbols"]} == {
+        "BBB": True,
+        HOSTILE: False,
+    }
+    assert "no bars of" in Reader(page(partly)).text
+
+
 def test_bars_that_left_the_ledger_are_read_from_the_bar_store(tmp_path: Path) -> None:
     settings = replay_settings(daemon={"bar_store": None})
     url = replayed_into(tmp_path, bars=80, settings=settings)

@@ -9,6 +9,7 @@ import http.server
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from typing import Any
 import pytest
 from browser import Page, browser, find_browser
 from report_kit import a_run, long_run, with_two_minds
+from tandem_cli import replay_settings
 
-from agent.report import write_report
+from agent.report import NotMeasured, write_report
 
 PHONE = {"width": 360, "height": 740}
 DESKTOP = {"width": 1280, "height": 800}
@@ -259,6 +261,21 @@ def test_choosing_a_symbol_shows_its_own_trades(tab: Page, report: Path) -> None
     second = tab.value(state)
     assert first[0] != second[0]
     assert first[1] != second[1]
+
+
+def test_a_run_without_bars_or_trades_has_a_page_without_an_error(tab: Page, tmp_path: Path) -> None:
+    nothing = a_run(tmp_path, symbols=("AAA",), bars=20, settings=replay_settings(strategy={"name": "flat"}))
+    why = NotMeasured("there are none")
+    bare = replace(nothing, bars=why, predictions=why, incidents=why)
+    write_report(tmp_path / "bare.html", bare)
+    tab.open((tmp_path / "bare.html").as_uri(), **PHONE)
+    for name in ("zoom-in", "zoom-out", "earlier", "later", "all", "theme"):
+        tab.value(f"document.getElementById('{name}').click()")
+    tab.value(f"{PRICE}.focus()")
+    for key in ("End", "ArrowLeft", "+", "Escape"):
+        tab.press(key)
+    assert tab.complaints() == []
+    assert tab.value("document.documentElement.scrollWidth") == 360
 
 
 def test_a_hostile_name_does_nothing_and_is_shown_as_it_is(tab: Page, report: Path) -> None:
