@@ -22,6 +22,8 @@ BANDS = 400
 """Parts of the time axis of a mean with a band."""
 PRICE_POINTS_MAX = 40_000
 """Points of all price curves together."""
+PRICE_BUCKETS = 5_000
+"""Parts of the time axis of one price, many more than a screen has: prices are looked at closely."""
 MARKERS_MAX = 12_000
 """Markers of all symbols together; more are joined where they would lie on one another."""
 SPANS_MAX = 4_000
@@ -67,7 +69,7 @@ def shown_symbols(data: ReportData) -> list[str]:
 def _price_charts(data: ReportData) -> list[dict[str, Any]]:
     symbols = shown_symbols(data)
     share = max(1, len(symbols))
-    buckets = min(BUCKETS, max(100, PRICE_POINTS_MAX // (2 * share)))
+    buckets = min(PRICE_BUCKETS, max(100, PRICE_POINTS_MAX // (2 * share)))
     markers, spans = MARKERS_MAX // share, SPANS_MAX // share
     charts = []
     for symbol in symbols:

@@ -215,10 +215,13 @@ def times_ns(column: pl.Series) -> Int:
 
 
 def months(equity_T: Float, close_ns_T: Int, benchmark_T: Float | None) -> list[Month]:
-    """Return the return of every calendar month (UTC) that holds a close; the first one begins at the first close."""
+    """Return the return of every calendar month (UTC) that holds a close; the first one begins at the first close.
+
+    A close at midnight ends the day before, and with it perhaps the month.
+    """
     if len(equity_T) < 2:
         return []
-    month_T = close_ns_T.astype("datetime64[ns]").astype("datetime64[M]").astype(np.int64)
+    month_T = (close_ns_T - 1).astype("datetime64[ns]").astype("datetime64[M]").astype(np.int64)
     last = np.concatenate((np.flatnonzero(np.diff(month_T)), [len(month_T) - 1]))
     found: list[Month] = []
     before = 0

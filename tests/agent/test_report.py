@@ -187,7 +187,7 @@ def test_months_multiply_to_the_whole_and_are_those_of_an_independent_library() 
     count = 200
     equity = 1_000.0 * np.cumprod(1.0 + np.concatenate(([0.0], rng.normal(0.001, 0.02, count))))
     begin = datetime(2023, 11, 14, tzinfo=UTC)
-    dates = [begin + timedelta(days=day) for day in range(count + 1)]
+    dates = [begin + timedelta(days=day, hours=21) for day in range(count + 1)]
     close_ns = np.array([int(date.timestamp()) * 10**9 for date in dates], dtype=np.int64)
     found = months(equity, close_ns, None)
     assert math.prod(1.0 + month.value for month in found) == pytest.approx(equity[-1] / equity[0])
@@ -197,6 +197,15 @@ def test_months_multiply_to_the_whole_and_are_those_of_an_independent_library() 
     by_year = {int(row["year"]): row for row in library.rename(str.lower).iter_rows(named=True)}
     for month in found:
         assert month.value == pytest.approx(by_year[month.year][names[month.month - 1].lower()])
+
+
+def test_a_close_at_midnight_belongs_to_the_month_that_it_ends() -> None:
+    times = [datetime(2024, 3, day, tzinfo=UTC) for day in (30, 31)] + [
+        datetime(2024, 4, day, tzinfo=UTC) for day in (1, 2)
+    ]
+    close_ns = np.array([int(time.timestamp()) * 10**9 for time in times], dtype=np.int64)
+    found = months(np.array([100.0, 100.0, 110.0, 99.0]), close_ns, None)
+    assert [(month.month, month.value) for month in found] == [(3, pytest.approx(0.1)), (4, pytest.approx(-0.1))]
 
 
 def test_every_reason_and_outcome_is_counted_once(run: ReportData) -> None:
