@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent.promotion import SLOT_LLM, same_model
 from agent.settings import LlmSettings, Settings
 from strategies.strategy import Strategy
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from strategies.llm import LanguageModel
     from strategies.llm.config import LanguageModelConfig
     from strategies.policy import BundlePolicy
-
-_SLOT_LLM = ("model", "digest", "prompt_version", "template_hash", "temperature", "tuned_on")
-"""What a slot's `llm` entry may hold."""
 
 
 class StartError(Exception):
@@ -152,8 +150,10 @@ def _llm_config(llm: LlmSettings, slot: Slot | None, *, shorts: bool) -> Languag
     from strategies.llm.config import LanguageModelConfig  # noqa: PLC0415 - see above
 
     named: Mapping[str, Any] = {} if slot is None or slot.llm is None else slot.llm
-    if unknown := sorted(named.keys() - set(_SLOT_LLM)):
-        raise StartError(f"the slot's llm holds {unknown[0]!r}: it knows {', '.join(_SLOT_LLM)}")
+    if unknown := sorted(named.keys() - set(SLOT_LLM)):
+        raise StartError(f"the slot's llm holds {unknown[0]!r}: it knows {', '.join(SLOT_LLM)}")
+    if not same_model(named, {"model": llm.model, "digest": llm.digest}):
+        named = {"model": named.get("model")}  # prompts and calibration are not those of the settings' model
     given = llm.model_dump(exclude={"model", "digest", "temperature", "recorded"})
     given |= {key: named[key] for key in ("prompt_version", "template_hash", "temperature") if key in named}
     if llm.temperature is not None:
@@ -170,7 +170,7 @@ def _llm_config(llm: LlmSettings, slot: Slot | None, *, shorts: bool) -> Languag
 def _weights(settings: Settings, bundle: Bundle, slot: Slot | None) -> FusionWeights:
     """Return the slot's weights with what the settings say over them.
 
-    A language model that was tuned on another policy's decisions has not earned the slot's weight.
+    A language model that is not the slot's, or was tuned on another policy's decisions, has not earned its weight.
     """
     from dataclasses import replace  # noqa: PLC0415 - only what is configured
 
@@ -180,10 +180,10 @@ def _weights(settings: Settings, bundle: Bundle, slot: Slot | None) -> FusionWei
         weights = FusionWeights.of_slot(None if slot is None else slot.fusion)
     except FusionError as error:
         raise StartError(f"slot {settings.strategy.slot!r}: {error}") from error
-    tuned_on = None if slot is None or slot.llm is None else slot.llm.get("tuned_on")
-    if tuned_on is not None and tuned_on != bundle.id:
+    said, llm = settings.fusion, settings.llm
+    earned = slot is not None and slot.llm is not None and slot.llm.get("tuned_on") == bundle.id
+    if slot is None or not earned or not same_model(slot.llm or {}, {"model": llm.model, "digest": llm.digest}):
         weights = replace(weights, llm_weight=0.0)
-    said = settings.fusion
     if said.llm_weight is not None:
         weights = replace(weights, llm_weight=said.llm_weight)
     if said.temperature is not None:

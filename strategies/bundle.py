@@ -241,6 +241,11 @@ class Slot:
         """True where the language model was tuned on this very policy; otherwise its weight is zero."""
         return self.llm is not None and self.llm.get("tuned_on") == self.policy
 
+    @property
+    def llm_weight(self) -> float:
+        """The weight that the language model has earned here: none where it was tuned on anything else."""
+        return float((self.fusion or {}).get("llm_weight", 0.0)) if self.llm_fits else 0.0
+
 
 class Registry:
     """Bundles and slots under one directory (`models/`)."""

@@ -36,6 +36,7 @@ USER_ERRORS = frozenset(
         "HealthServerError",
         "LedgerError",
         "PerformanceError",
+        "PromotionError",
         "RejectedError",
         "ReportError",
         "ServerError",

@@ -11,6 +11,7 @@ import typer
 from agent.commands.options import AsJson, ConfigFile, Overrides
 
 if TYPE_CHECKING:
+    from agent.settings import StrategySettings
     from strategies.bundle import Bundle, Registry, Slot
 
 app = typer.Typer(name="models", help="The model registry: list, show, promote, rollback.", no_args_is_help=True)
@@ -44,8 +45,9 @@ def list_(config: ConfigFile = None, overrides: Overrides = None, as_json: AsJso
     screen.say(f"registry {registry.root}: {len(policies)} policies, {len(slots)} slots")
     if slots:
         screen.title("Slots")
-        rows = [(slot["slot"], slot["policy"], slot["at"], slot["reason"], slot["changes"]) for slot in slots]
-        screen.table(("slot", "policy", "since", "reason", "changes before"), rows)
+        names = ("slot", "policy", "at", "reason", "changes")
+        rows = [(*(slot[name] for name in names), _voice(slot)) for slot in slots]
+        screen.table(("slot", "policy", "since", "reason", "changes before", "language model"), rows)
     if policies:
         screen.title("Policies")
         cells = [
@@ -74,10 +76,14 @@ def show(
 
     registry, _ = _registry(config, overrides)
     bundle = _find(registry, policy)
-    serving = [name for name in registry.slots() if registry.slot(name).policy == bundle.id]
+    slots = [_slot_content(registry.slot(name)) for name in registry.slots()]
+    serving = [slot["slot"] for slot in slots if slot["policy"] == bundle.id]
+    voices = {slot["slot"]: slot for slot in slots if slot["policy"] == bundle.id and slot["llm"] is not None}
     manifest = {key: value for key, value in bundle.manifest.items() if key != "canary"}
     if as_json:
-        print_json({"path": str(bundle.path), "slots": serving, **manifest})
+        shown = ("llm", "llm_fits", "fusion", "llm_weight")
+        minds = {name: {key: slot[key] for key in shown} for name, slot in voices.items()}
+        print_json({"path": str(bundle.path), "slots": serving, "language_models": minds, **manifest})
         return
     screen = Screen()
     screen.pairs(
@@ -91,6 +97,12 @@ def show(
             ("seeds", ", ".join(map(str, manifest["seeds"]))),
         ]
     )
+    for name, slot in voices.items():
+        screen.title(f"Language model of slot {name}")
+        fusion = {f"fusion.{key}": value for key, value in (slot["fusion"] or {}).items()}
+        screen.pairs(
+            _flat({**slot["llm"], "weight": slot["llm_weight"], "tuned on this policy": slot["llm_fits"], **fusion})
+        )
     for title in ("data", "metrics", "training"):
         screen.title(title.capitalize())
         screen.pairs(_flat(manifest[title]))
@@ -101,21 +113,67 @@ def promote(
     policy: Annotated[str, typer.Argument(help="Policy id, or a bundle's directory to add first.", show_default=False)],
     slot: SlotName = None,
     reason: Annotated[str, typer.Option(help="Why; kept in the slot's history.")] = "by hand",
+    llm: Annotated[
+        Path | None,
+        typer.Option(
+            help="File (JSON or YAML) with the language model's model, digest, temperature, tuned_on, prompt_version "
+            "and template_hash; the options below win over it.",
+            show_default="the slot's",
+        ),
+    ] = None,
+    llm_model: Annotated[str | None, typer.Option(help="Language model's name on the server.", show_default="")] = None,
+    llm_digest: Annotated[
+        str | None, typer.Option(help="Its digest, at least the first 12 digits.", show_default="")
+    ] = None,
+    llm_temperature: Annotated[
+        float | None, typer.Option(min=0.05, max=20, help="Its calibration.", show_default="")
+    ] = None,
+    llm_tuned_on: Annotated[
+        str | None, typer.Option(help="Id of the policy on whose decisions it was tuned.", show_default="")
+    ] = None,
+    fusion_weight: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=100,
+            help="Weight of the language model in the pool.",
+            show_default="the slot's for the same policy and language model, else 0",
+        ),
+    ] = None,
+    fusion_temperature: Annotated[
+        float | None,
+        typer.Option(
+            help="Temperature of the softmax over the policy's values, log equity.",
+            show_default="the slot's for the same policy",
+        ),
+    ] = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
     as_json: AsJson = False,  # noqa: FBT002 - a flag on the command line is a named boolean
 ) -> None:
-    """Let a slot serve a policy from the next start of a daemon on, after verifying it and its canary answer here."""
+    """Let a slot serve a policy from the next start of a daemon on, after verifying it and its canary answer here.
+
+    The slot keeps its language model, and its weight where the policy and the model stay the same.
+    """
     from datetime import UTC, datetime  # noqa: PLC0415 - paid by the command alone
 
+    from agent.promotion import promoted_fusion, promoted_llm  # noqa: PLC0415 - as above
+    from brokers.configuration import load_yaml  # noqa: PLC0415 - as above
     from strategies.policy import BundlePolicy  # noqa: PLC0415 - ONNX Runtime
 
-    registry, default = _registry(config, overrides)
+    given: dict[str, Any] = {} if llm is None else load_yaml(llm)
+    said = {"model": llm_model, "digest": llm_digest, "temperature": llm_temperature, "tuned_on": llm_tuned_on}
+    given |= {key: value for key, value in said.items() if value is not None}
+    registry, chosen = _registry(config, overrides)
+    name = slot or chosen.slot
     bundle = _find(registry, policy)
     BundlePolicy(bundle)  # answers its canary, or raises: what cannot be served is not promoted
+    before = registry.slot(name) if name in registry.slots() else None
+    voice = promoted_llm(bundle, before, given, shorts=chosen.shorts)
+    fusion = promoted_fusion(bundle, before, voice, weight=fusion_weight, temperature=fusion_temperature)
     if bundle.id not in registry.policies():
         bundle = registry.add(bundle)
-    promoted = registry.promote(slot or default, bundle.id, at=datetime.now(UTC), reason=reason)
+    promoted = registry.promote(name, bundle.id, at=datetime.now(UTC), reason=reason, llm=voice, fusion=fusion)
     _tell(promoted, as_json=as_json)
 
 
@@ -130,16 +188,16 @@ def rollback(
     """Let a slot serve again what it served before its last change."""
     from datetime import UTC, datetime  # noqa: PLC0415 - paid by the command alone
 
-    registry, default = _registry(config, overrides)
-    _tell(registry.rollback(slot or default, at=datetime.now(UTC), reason=reason), as_json=as_json)
+    registry, chosen = _registry(config, overrides)
+    _tell(registry.rollback(slot or chosen.slot, at=datetime.now(UTC), reason=reason), as_json=as_json)
 
 
-def _registry(config: Path | None, overrides: list[str] | None) -> tuple[Registry, str]:
+def _registry(config: Path | None, overrides: list[str] | None) -> tuple[Registry, StrategySettings]:
     from agent.settings import load  # noqa: PLC0415 - paid by these commands alone
     from strategies.bundle import Registry  # noqa: PLC0415 - as above
 
     chosen = load(config, overrides or []).strategy
-    return Registry(chosen.models), chosen.slot
+    return Registry(chosen.models), chosen
 
 
 def _find(registry: Registry, policy: str) -> Bundle:
@@ -171,7 +229,23 @@ def _slot_content(slot: Slot) -> dict[str, Any]:
         "reason": slot.reason,
         "changes": len(slot.history),
         "previous": slot.history[-1]["policy"] if slot.history else None,
+        "llm": None if slot.llm is None else dict(slot.llm),
+        "llm_fits": slot.llm_fits,
+        "fusion": None if slot.fusion is None else dict(slot.fusion),
+        "llm_weight": slot.llm_weight,
     }
+
+
+def _voice(content: Mapping[str, Any]) -> str:
+    """Say on one line which language model a slot names, and what it counts for."""
+    llm = content["llm"]
+    if llm is None:
+        return "none"
+    told = f"{llm['model']} {str(llm['digest'])[:12]}, weight {content['llm_weight']:g}"
+    if not content["llm_fits"]:
+        tuned_on = llm.get("tuned_on")
+        told += ", tuned on " + ("no policy that is named" if tuned_on is None else f"another policy ({tuned_on})")
+    return told
 
 
 def _tell(slot: Slot, *, as_json: bool) -> None:
@@ -183,6 +257,8 @@ def _tell(slot: Slot, *, as_json: bool) -> None:
         return
     before = f", before it {content['previous']}" if content["previous"] else ""
     typer.echo(f"slot {slot.name} serves {slot.policy} ({slot.reason}){before}; a daemon takes it at its next start")
+    if content["llm"] is not None:
+        typer.echo(f"language model: {_voice(content)}")
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
