@@ -17,7 +17,7 @@ from agent.exits import fired_exits
 from agent.orders import Intent, intent_id
 from agent.risk import AccountRisk, SymbolRisk, judge_entry
 from brokers.costs import ReferenceBar
-from brokers.domain import Bar, Leg, OrderState, Side
+from brokers.domain import Bar, ExitPlan, Leg, OrderState, Side
 from strategies.decision import decide, plan_exits
 from strategies.sizing import target_quantity
 from strategies.strategy import Abstention, Opinion, Reason
@@ -157,7 +157,10 @@ class Decider:
             decisions.append(row)
         closing = [intent for intent in intents if intent.leg is not Leg.ENTRY]
         entering = [intent for intent in intents if intent.leg is Leg.ENTRY]
-        ordered = [replace(intent, sequence=number) for number, intent in enumerate(closing + entering)]
+        ordered = [
+            intent if intent.sequence == number else replace(intent, sequence=number)
+            for number, intent in enumerate(closing + entering)
+        ]
         return decisions, ordered
 
     def _decision_row(self, view: View, index: int, symbol: str, answer: Opinion | Abstention) -> dict[str, Any]:
@@ -266,14 +269,21 @@ class Decider:
             row["votes"]["gate"] = {"reduced": reason.value, "from": str(wanted), "to": str(qty)}
         budget.risk = replace(budget.risk, gross=budget.risk.gross + qty * risk.price)
         budget.buying_power -= qty * risk.price * Decimal("1.03")
-        intent = self._intent(symbol, side, Leg.ENTRY, qty, row["close_time"], bar)
-        return replace(
-            intent,
-            exits=plan,
-            valid_until=row["close_time"] + timedelta(seconds=self.settings.daemon.decision_deadline_s),
-        )
+        valid_until = row["close_time"] + timedelta(seconds=self.settings.daemon.decision_deadline_s)
+        return self._intent(symbol, side, Leg.ENTRY, qty, row["close_time"], bar, exits=plan, valid_until=valid_until)
 
-    def _intent(self, symbol: str, side: Side, leg: Leg, qty: Decimal, close: datetime, bar: Bar) -> Intent:
+    def _intent(
+        self,
+        symbol: str,
+        side: Side,
+        leg: Leg,
+        qty: Decimal,
+        close: datetime,
+        bar: Bar,
+        *,
+        exits: ExitPlan | None = None,
+        valid_until: datetime | None = None,
+    ) -> Intent:
         reference = ReferenceBar.of(bar.high, bar.low, bar.volume)
         return Intent(
             intent_id=intent_id(self.settings.account_scope, symbol, close, side, leg),
@@ -283,10 +293,10 @@ class Decider:
             side=side,
             leg=leg,
             qty=qty,
-            exits=None,
+            exits=exits,
             reference_price=bar.close,
             predicted_cost_fraction=self.parts.costs.side_fraction(float(qty), reference),
-            valid_until=None,
+            valid_until=valid_until,
         )
 
     def exit_intent(self, symbol: str, leg: Leg, at: datetime, price: float, *, sequence: int) -> Intent:

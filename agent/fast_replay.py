@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import structlog
@@ -50,6 +50,8 @@ log = structlog.get_logger("tandem.replay")
 __all__ = ["NotFastError", "fast_replay"]
 
 _HOUR = timedelta(hours=1)
+_TELL_EVERY = 1_000
+"""Closes between two words of progress."""
 _MARGIN = 1e-9
 """Relative distance within which a price or a limit counts as reached: the exact rule then decides."""
 _FLOOR_FRACTION = Decimal("0.01")
@@ -83,6 +85,13 @@ class NewestBars(Mapping[str, Bar]):
         if made is None or made[0] != index:
             made = self._made[symbol] = (index, self._seen.symbols[symbol].series.bar(index))
         return made[1]
+
+    def get(self, symbol: str, default: Any = None) -> Any:
+        """Return a symbol's newest bar; the default where there is none."""
+        made, index = self._made.get(symbol), self.index(symbol)
+        if made is not None and made[0] == index:
+            return made[1]
+        return default if index < 0 else self[symbol]
 
     def __iter__(self) -> Iterator[str]:
         """Give the symbols that have a bar."""
@@ -203,16 +212,24 @@ class _Run:
         t, end, told = 0, len(self.closes_ns), 0
         while t < end:
             positions = self._quiet_positions(t)
-            if positions is not None:
-                stop = self._next_interest(t, positions)
+            if positions is None:
+                t = self._step(t)
+            else:
+                stop, is_clear = self._next_interest(t, positions)
                 if stop > t:
                     self._pass_over(t, stop, positions)
-                    t = stop
-                    continue
-            t = self._step(t)
-            if progress is not None and t - told >= 1_000:
+                t = stop
+                if t < end:
+                    t = self._jump(t) if is_clear else self._step(t)
+            if progress is not None and t - told >= _TELL_EVERY:
                 told = t
                 progress(t / end)
+
+    def _jump(self, t: int) -> int:
+        """Decide a close up to which nothing can happen on the exchange. Returns the close that comes next."""
+        self._run_until(t)
+        self._decide(t)
+        return t + 1
 
     def _step(self, t: int) -> int:
         """Move to the next event; decide where it is the close. Returns the close that comes next."""
@@ -256,22 +273,24 @@ class _Run:
     def _least(self, symbol: str) -> float:
         return float(self.rooms.instruments[symbol].min_notional)
 
-    def _next_interest(self, t: int, positions: Mapping[str, int]) -> int:
-        """Return the first close from `t` on that must be decided by the rules."""
-        stop = len(self.closes_ns)
+    def _next_interest(self, t: int, positions: Mapping[str, int]) -> tuple[int, bool]:
+        """Return the first close from `t` on that must be decided by the rules, and whether the way there is clear.
+
+        The way is clear where nothing can happen on the exchange up to that close, itself included.
+        """
+        asked = end = len(self.closes_ns)
         for symbol, position in positions.items():
             change_at = self.seen.symbols[symbol].change_at[position]
-            if self.halted is not None and position == 0:
-                change_at = self._halted_change.get(symbol, change_at)
-            stop = min(stop, int(change_at[t]))
-        if stop <= t:
-            return t
+            if self._halted_change and position == 0:
+                change_at = self._halted_change[symbol]
+            asked = min(asked, int(change_at[t]))
+        beyond = min(asked + 1, end)
+        reached = beyond
         for symbol, position in positions.items():
             if position:
-                stop = min(stop, self._next_reached(symbol, t, stop))
-                if stop <= t:
-                    return t
-        return self._within_limits(t, stop, positions)
+                reached = min(reached, self._next_reached(symbol, t, reached))
+        stop = min(asked, reached)
+        return (stop if stop <= t else self._within_limits(t, stop, positions)), reached == beyond
 
     def _next_reached(self, symbol: str, t: int, stop: int) -> int:
         """Return the first close of t .. stop whose bar may meet an exit, a split or a dividend of a holding."""
@@ -341,12 +360,7 @@ class _Run:
 
     def _pass_over(self, t: int, stop: int, positions: Mapping[str, int]) -> None:
         """Pass the closes t .. stop (exclusive), at which every position stays as it is."""
-        until = from_ns(self.closes_ns[stop - 1])
-        if until > self.engine.now:
-            changed = self.engine.run_until(until)
-            if changed or self.engine.moves() != self._moves:
-                msg = f"orders {', '.join(changed)} changed by {until.isoformat()}, in a stretch that was passed over"
-                raise AssertionError(msg)
+        self._run_until(stop - 1)
         equity_T = self._equity_floats(t, stop, positions)
         if equity_T is None:
             highest = self.path.cash
@@ -356,6 +370,15 @@ class _Run:
             highest = max(self._equity_at(t + place) for place in near)
         self.state.peak_equity = max(self.state.peak_equity, highest)
         self.path.rest(t, stop, positions, self.state.book)
+
+    def _run_until(self, t: int) -> None:
+        """Let time pass on the exchange up to a close; nothing happens on the way."""
+        until = from_ns(self.closes_ns[t])
+        if until > self.engine.now:
+            changed = self.engine.run_until(until)
+            if changed or self.engine.moves() != self._moves:
+                msg = f"orders {', '.join(changed)} changed by {until.isoformat()}, in a stretch that was passed over"
+                raise AssertionError(msg)
 
     def _equity_at(self, t: int) -> Decimal:
         """Return the equity at a close that has passed, or that is passed over."""
@@ -443,7 +466,8 @@ class _Run:
         answers: dict[str, Opinion | Abstention] = {}
         usable: list[int] = []
         for index, symbol in enumerate(self.symbols):
-            silent = self.silence(t, symbol, view.features_SF[index])
+            is_usable = self.seen.symbols[symbol].usable_T[t]
+            silent = None if is_usable else self._silence(t, symbol, view.features_SF[index])
             if silent is None:
                 usable.append(index)
             else:
@@ -469,7 +493,7 @@ class _Run:
             log.exception("the strategy failed", strategy=strategy.name)
             return [Abstention(symbol, Reason.MODEL_ERROR, str(error)[:200]) for symbol in observations.symbols]
 
-    def silence(self, t: int, symbol: str, features_F: Float) -> Abstention | None:
+    def _silence(self, t: int, symbol: str, features_F: Float) -> Abstention | None:
         """Return why the strategy is not asked about a symbol at a close; None where it is."""
         one = self.seen.symbols[symbol]
         last = int(one.last_T[t])
@@ -498,6 +522,9 @@ class _Run:
         return t + 1 - int(self.closes_ns.searchsorted(to_ns(at), side="right"))
 
     def _halt_on_breach(self, view: View, t: int) -> None:
+        equity, peak = float(view.account.equity), float(self.state.peak_equity)
+        if equity > 0.0 and 1.0 - equity / peak < self.settings.risk.drawdown_fraction - _MARGIN:
+            return  # far from it: the peak is that of `account_risk`
         if self.halted is not None or breach(self.decider.account_risk(view), self.settings.risk) is None:
             return
         self.halted = Reason.DRAWDOWN.value

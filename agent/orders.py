@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum, unique
+from functools import lru_cache
 
 from agent.ledger.schema import iso
 from brokers.domain import ExitPlan, Leg, OrderRequest, OrderType, Side, TimeInForce
@@ -66,15 +67,16 @@ class Intent:
     state: IntentState = IntentState.PLANNED
 
 
+@lru_cache(maxsize=64)
 def scope_prefix(scope: str) -> str:
     """Return how every client order id of an account scope begins: foreign orders are never touched."""
-    return f"{ID_PREFIX}{_hash(scope)[:6]}-"
+    return f"{ID_PREFIX}{_hash(scope, 6)}-"
 
 
 def intent_id(scope: str, symbol: str, close_time: datetime, side: Side, leg: Leg) -> str:
     """Return the id of a decision's intent: the scope's prefix and 24 base-32 characters (120 bits) of a SHA-256."""
     text = "\x1f".join((scope, symbol, iso(close_time), side.value, leg.value))
-    return scope_prefix(scope) + _hash(text)[:24]
+    return scope_prefix(scope) + _hash(text, 24)
 
 
 def client_order_id(intent: str, attempt: int) -> str:
@@ -98,5 +100,7 @@ def request_of(intent: Intent, client_id: str, qty: Decimal, *, at_venue: bool) 
     )
 
 
-def _hash(text: str) -> str:
-    return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode().lower()
+def _hash(text: str, characters: int) -> str:
+    """Return the first base-32 characters of a SHA-256; five bytes make eight of them."""
+    used = -(-characters // 8) * 5
+    return base64.b32encode(hashlib.sha256(text.encode()).digest()[:used]).decode().lower()[:characters]
