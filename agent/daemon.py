@@ -124,7 +124,7 @@ class Daemon:
         )
         health: HealthServer | None = None
         try:
-            health = self._serve_health()
+            health = self._serve_health(minds)
             work = asyncio.create_task(self._work(ledger, minds, trading_calendar))
             stopped = asyncio.create_task(stop.wait())
             await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -185,12 +185,17 @@ class Daemon:
             left_s = LAST_NEWS_S_MAX if self._stop_by is None else self._stop_by - time.monotonic()
             await self._notifications.finish(min(left_s, LAST_NEWS_S_MAX))
 
-    def _serve_health(self) -> HealthServer | None:
+    def _serve_health(self, minds: Minds) -> HealthServer | None:
         health = self.settings.health
         if health.port is None:
             return None
         server = HealthServer(
-            health.host, health.port, probes=self.probes, readiness=self.readiness, metrics=self.metrics
+            health.host,
+            health.port,
+            probes=self.probes,
+            readiness=self.readiness,
+            metrics=self.metrics,
+            language_model=minds.status,
         )
         log.info("health", url=f"http://{health.host}:{server.port}")
         return server

@@ -155,8 +155,25 @@ class Readiness:
 class HealthServer:
     """Serves `/healthz`, `/readyz` and `/metrics` from a small bounded thread pool. A context manager."""
 
-    def __init__(self, host: str, port: int, *, probes: Probes, readiness: Readiness, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        probes: Probes,
+        readiness: Readiness,
+        metrics: Metrics,
+        language_model: Callable[[], Mapping[str, Any]] | None = None,
+    ) -> None:
         """Listen; 0 as the port lets the system choose.
+
+        Args:
+            host: Address to listen on.
+            port: Port.
+            probes: Progress, for `/healthz`.
+            readiness: For `/readyz`.
+            metrics: For `/metrics`.
+            language_model: Its state, shown by `/readyz`, which it never makes unready; None where there is none.
 
         Raises:
             HealthServerError: The address cannot be listened on.
@@ -164,7 +181,7 @@ class HealthServer:
         metrics.watch_ages(probes.ages)
         pages = {
             "/healthz": lambda: _health_page(probes),
-            "/readyz": lambda: _readiness_page(readiness),
+            "/readyz": lambda: _readiness_page(readiness, language_model),
             "/metrics": lambda: _Page(HTTPStatus.OK, "text/plain; version=0.0.4; charset=utf-8", metrics.exposition()),
         }
         try:
@@ -222,8 +239,10 @@ def _health_page(probes: Probes) -> _Page:
     )
 
 
-def _readiness_page(readiness: Readiness) -> _Page:
+def _readiness_page(readiness: Readiness, language_model: Callable[[], Mapping[str, Any]] | None) -> _Page:
     report = readiness.report()
+    if language_model is not None:
+        report["language_model"] = dict(language_model())
     return _json_page(HTTPStatus.OK if report["ready"] else HTTPStatus.SERVICE_UNAVAILABLE, report)
 
 

@@ -7,7 +7,7 @@ the language model is asked; in a replay it reads what was recorded.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,12 @@ class Minds:
         """Reads the language model's counters; None where none is asked."""
         model = self.model
         return None if model is None else lambda: model.counters
+
+    @property
+    def status(self) -> Callable[[], Mapping[str, Any]] | None:
+        """Reads the language model's state for people; None where none is asked."""
+        model = self.model
+        return None if model is None else lambda: asdict(model.status())
 
 
 def make_minds(settings: Settings, *, replaying: bool = False) -> Minds:

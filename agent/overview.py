@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -13,11 +14,15 @@ from agent.ledger import schema
 from agent.ledger.store import Ledger
 from brokers.domain import OrderState, parse_period
 
+LANGUAGE_MODEL, FUSED = "llm", "fused"
+"""Keys of their votes."""
 STEPPED_VENUE = "exchange"
 """Capabilities name of the built-in exchange, whose time stands while no daemon steps it."""
 SILENCE_S_MAX = 120.0
 """System time after the last or the expected sign of life from which a daemon counts as silent."""
 INCIDENTS_SHOWN = 5
+VOTES_COUNTED = 200
+"""Newest decisions of which the language model's votes are counted."""
 
 _WORKING = [state.value for state in OrderState if state.is_working]
 _UNRESOLVED = [OrderState.SUBMITTING.value, OrderState.UNKNOWN.value]
@@ -51,6 +56,7 @@ def overview(ledger: Ledger, now: datetime) -> dict[str, Any]:
         "planned_intents": _planned(ledger),
         "last_close": closes,
         "last_24h": _counts(ledger, cycle),
+        "language_model": _language_model(ledger),
         "incidents": _incidents(ledger),
     }
 
@@ -180,6 +186,29 @@ def _counts(ledger: Ledger, cycle: Row[Any] | None) -> list[dict[str, Any]]:
         .order_by(func.count().desc(), decisions.c.reason, decisions.c.outcome)
     )
     return [_values(row, "reason", "outcome", "decisions") for row in ledger.rows(question)]
+
+
+def _language_model(ledger: Ledger) -> dict[str, Any] | None:
+    """Count what the language model did in the newest decisions; None where it was part of none of them."""
+    decisions = schema.decisions
+    newest = select(decisions.c.votes).order_by(decisions.c.close_time.desc(), decisions.c.symbol).limit(VOTES_COUNTED)
+    asked = [row.votes for row in ledger.rows(newest) if LANGUAGE_MODEL in row.votes]
+    if not asked:
+        return None
+    abstained = Counter(votes[LANGUAGE_MODEL].get("abstained") for votes in asked)
+    voted = abstained.pop(None, 0)
+    told = [votes[FUSED].get("detail") for votes in asked if FUSED in votes]
+    pooled = [detail if isinstance(detail, Mapping) else {} for detail in told]  # an abstention's detail is text
+    changed = sum(bool(detail.get("llm_effect")) for detail in pooled)
+    weights = [detail["llm_weight"] for detail in pooled if "llm_weight" in detail]
+    return {
+        "decisions": len(asked),
+        "voted": voted,
+        "abstained": dict(abstained.most_common()),
+        "weight": max(weights, default=0.0) if pooled else None,  # None: it decides alone
+        "changed_target": changed if pooled else None,
+        "changed_share": changed / len(asked) if pooled else None,
+    }
 
 
 def _incidents(ledger: Ledger) -> list[dict[str, Any]]:

@@ -15,7 +15,9 @@ _TARGETS = {-1: "short", 0: "flat", 1: "long"}
 def show_status(found: Mapping[str, Any], now: datetime) -> None:
     """Write one screen out of `agent.overview.overview`."""
     screen = Screen()
-    screen.pairs([("ledger", found["ledger"]), *_daemon(found, now), ("entries", _entries(found))])
+    voice = found["language_model"]
+    minds = [] if voice is None else [("language model", _voice(voice))]
+    screen.pairs([("ledger", found["ledger"]), *_daemon(found, now), *minds, ("entries", _entries(found))])
     if found["account"] is not None:
         _account(screen, found["account"])
     _positions(screen, found["positions"])
@@ -50,6 +52,16 @@ def _daemon(found: Mapping[str, Any], now: datetime) -> list[tuple[str, str]]:
         ("strategy", f"{run['strategy']} ({run['strategy_id']})"),
         ("venue", f"{run['venue']}, account scope {run['account_scope']}"),
     ]
+
+
+def _voice(voice: Mapping[str, Any]) -> str:
+    told = f"voted on {voice['voted']} of the last {voice['decisions']} decisions"
+    if voice["weight"] is not None:
+        share = f"{voice['changed_share']:.1%}"
+        told += f" with weight {voice['weight']:g}, which changed the target of {voice['changed_target']} ({share})"
+    if voice["abstained"]:
+        told += "; abstained: " + ", ".join(f"{reason} {count}" for reason, count in voice["abstained"].items())
+    return told
 
 
 def _entries(found: Mapping[str, Any]) -> str:

@@ -24,8 +24,9 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """True where nothing may be asked."""
-        return self._opened_at is not None and self._clock() < self._opened_at + self._pause_s
+        """True where nothing may be asked. May be read by any thread."""
+        opened_at = self._opened_at
+        return opened_at is not None and self._clock() < opened_at + self._pause_s
 
     @property
     def is_half_open(self) -> bool:

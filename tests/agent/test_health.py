@@ -129,6 +129,27 @@ def test_a_halted_daemon_is_ready_and_says_that_it_is_halted(server: HealthServe
     assert (body["halted"], body["halt_reason"]) == (True, "drawdown")
 
 
+@pytest.mark.parametrize("state", ["ready", "paused", "wrong_model"])
+def test_readyz_tells_the_state_of_the_language_model_and_is_ready_without_it(state: str, readiness: Readiness) -> None:
+    readiness.set_ready()
+    with HealthServer(
+        "127.0.0.1",
+        0,
+        probes=Probes({"loop": 60.0}),
+        readiness=readiness,
+        metrics=Metrics(),
+        language_model=lambda: {"state": state, "failures": 3},
+    ) as server:
+        status, said = get_json(server.port, "/readyz")
+        healthy, _ = get_json(server.port, "/healthz")
+    assert (status, said["language_model"]["state"]) == (200, state)
+    assert healthy == 200
+
+
+def test_readyz_says_nothing_of_a_language_model_where_there_is_none(server: HealthServer) -> None:
+    assert "language_model" not in get_json(server.port, "/readyz")[1]
+
+
 def test_metrics_are_served_with_the_age_of_each_probe(server: HealthServer, clock: HandClock) -> None:
     clock.now_s += 1.5
     status, body = get(server.port, "/metrics")

@@ -9,21 +9,24 @@ import sys
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from datetime import timedelta
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from datetime import UTC, datetime, timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 from crash_kit import differences, ledger_rows
-from sqlalchemy import select
+from sqlalchemy import select, update
 from voice_kit import Played, play, two_minds
 
+from agent.commands.status_screen import show_status
 from agent.explain import explain
 from agent.ledger import schema
 from agent.ledger.store import Ledger, open_ledger
 from agent.ollama.server import Standin, serve_in_thread
+from agent.overview import overview
 
 log = structlog.get_logger("tandem.tests")
 
@@ -138,6 +141,59 @@ def test_at_weight_zero_the_votes_are_on_record_and_change_nothing(alone: dict[s
         played = play(two_minds(tmp_path, url, digest=standin.digest("tandem")), tmp_path / "l.sqlite", CLOSES)
     assert second_votes(played) == {"voted": CLOSES * 3}
     assert differences(alone, traded(played)) == []
+
+
+def test_status_counts_votes_abstentions_and_the_targets_that_they_changed(tmp_path: Path) -> None:
+    standin = Standin(parallel=8)
+    with serve_in_thread(standin) as url:
+        chosen = two_minds(tmp_path, url, HEAVY, "fusion.temperature=100", digest=standin.digest("tandem"))
+        played = play(chosen, tmp_path / "l.sqlite", CLOSES, once_warm=lambda: standin.set_faults("low_mass*3"))
+    ledger = opened(played.url)
+    try:
+        votes = [row.votes for row in ledger.rows(select(schema.decisions.c.votes))]
+        found = overview(ledger, datetime.now(UTC))
+    finally:
+        ledger.close()
+    effects = sum(vote["fused"]["detail"].get("llm_effect", 0.0) for vote in votes)
+    assert found["language_model"] == {
+        "decisions": CLOSES * 3,
+        "voted": CLOSES * 3 - 3,
+        "abstained": {"llm_low_mass": 3},
+        "weight": 5.0,
+        "changed_target": effects,
+        "changed_share": effects / (CLOSES * 3),
+    }
+    assert effects > 0
+    screen = StringIO()
+    with redirect_stdout(screen):
+        show_status(found, datetime.now(UTC))
+    words = " ".join(screen.getvalue().split())
+    assert f"language model voted on {CLOSES * 3 - 3} of the last {CLOSES * 3} decisions with weight 5" in words
+    assert "abstained: llm_low_mass 3" in words
+
+
+def test_status_counts_decisions_on_which_the_policy_abstained(tmp_path: Path) -> None:
+    played = play(two_minds(tmp_path, "http://127.0.0.1:9"), tmp_path / "l.sqlite", 2)
+    ledger = opened(played.url)
+    silent = {"abstained": "bad_features", "detail": "1 of 3 is not finite"}
+    try:
+        with ledger.transaction() as connection:
+            connection.execute(
+                update(schema.decisions).values(votes={"fused": silent, "policy": silent, "llm": silent})
+            )
+        found = overview(ledger, datetime.now(UTC))["language_model"]
+    finally:
+        ledger.close()
+    assert (found["voted"], found["abstained"], found["changed_target"]) == (0, {"bad_features": 6}, 0)
+
+
+def test_status_says_nothing_of_a_language_model_where_there_is_none(tmp_path: Path) -> None:
+    played = play(two_minds(tmp_path, "http://127.0.0.1:9", "strategy.name=dqn"), tmp_path / "l.sqlite", 2)
+    ledger = opened(played.url)
+    try:
+        assert overview(ledger, datetime.now(UTC))["language_model"] is None
+    finally:
+        ledger.close()
 
 
 # ---- against the wall clock -------------------------------------------------------------------------------------
