@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from datetime import timedelta
 from decimal import Decimal
 from itertools import chain
 
@@ -159,3 +161,38 @@ def test_the_same_flow_gives_the_same_books(actions: list[dict[str, object]], se
     first, second = run(), run()
     assert first.book() == second.book()
     assert first.fills() == second.fills()
+
+
+@given(
+    actions=st.lists(ACTION, min_size=3, max_size=25),
+    seed=st.integers(0, 50),
+    waits=st.lists(st.integers(1, 900 * 12), min_size=25, max_size=25),
+    latency=st.sampled_from([1, 1, 3]),
+)
+def test_passing_over_quiet_stretches_leaves_what_stepping_through_them_leaves(
+    actions: list[dict[str, object]], seed: int, waits: list[int], latency: int
+) -> None:
+    def made() -> MatchingEngine:
+        costs = CostModel(latency_bars=latency)
+        return Floor(market(seed), costs=costs, seed=seed, shorting=True, partial_fill_probability=0.4).engine
+
+    skipping, stepping = made(), made()
+    for number, action in enumerate(actions):
+        for engine in (skipping, stepping):
+            with contextlib.suppress(RejectedError):
+                act(engine, action, number)
+        until = skipping.now + timedelta(seconds=waits[number])
+        changed: dict[str, None] = {}
+        while stepping.now < until:
+            changed |= dict.fromkeys(stepping.advance(stepping.now, until).orders_changed)
+        assert set(skipping.run_until(until)) == set(changed)
+        assert skipping.book() == stepping.book()
+        assert skipping.fills() == stepping.fills()
+        assert skipping.corporate_actions() == stepping.corporate_actions()
+        assert skipping.account() == stepping.account()
+        assert (skipping.now, skipping.last_event, skipping.feed_ended, skipping.next_event_at()) == (
+            stepping.now,
+            stepping.last_event,
+            stepping.feed_ended,
+            stepping.next_event_at(),
+        )
