@@ -43,7 +43,10 @@ def check_settings(settings: Settings) -> list[Check]:
 
 def check_all(settings: Settings) -> list[Check]:
     """Check the machine, the settings and everything that they name."""
-    everything = (_calendar, _host, _ledger, _bar_store, _bars, _strategy, _venue, _ports, _notifications)
+    from agent.commands.llm_checks import check_language_model  # noqa: PLC0415 - they are made of checks themselves
+
+    what_is_named = (_calendar, _host, _ledger, _bar_store, _bars, _strategy)
+    everything = (*what_is_named, check_language_model, _venue, _ports, _notifications)
     return [*_python(), *_packages(), Check("settings", "ok", "read and valid"), *_run(settings, everything)]
 
 
@@ -223,7 +226,8 @@ def _strategy(settings: Settings) -> Iterable[Check]:
         remedy = "train one (`tandem train dqn`, `tandem models promote`), or choose a baseline: strategy.name"
         yield Check("strategy", "fail", str(error), remedy if chosen.name == "dqn" else "correct strategy")
         return
-    what = "hashes verified, canary answered" if chosen.name == "dqn" else "a baseline"
+    is_trained = chosen.name in {"dqn", "llm", "fused"}
+    what = "hashes verified, canary answered" if is_trained else "a baseline"
     yield Check("strategy", "ok", f"{strategy.name} ({pinned}): {what}")
 
 

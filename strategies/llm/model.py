@@ -16,7 +16,7 @@ from strategies.llm.config import LanguageModelConfig, LanguageModelError
 from strategies.llm.odds import calibrated, likeliest, target_of, target_probabilities
 from strategies.llm.server import ChatServer, Why
 from strategies.observation import usable_rows, why_unusable
-from strategies.prompt import PROMPT_VERSION, Answer, Refusal, Template, parse_answer, prompt_hash
+from strategies.prompt import PROMPT_VERSION, Answer, Message, Refusal, Template, parse_answer, prompt_hash
 from strategies.strategy import Abstention, Observations, Opinion, Reason
 
 NAME: Final = "llm"
@@ -104,8 +104,7 @@ class LanguageModel:
         self._last_fault = ""
         self._asking: Asking | None = None
         if server is not None:
-            example = self.template.messages(spec.ranges.mean(axis=1), 0)
-            self._asking = Asking(server, config, example, self._counts, clock)
+            self._asking = Asking(server, config, self.example, self._counts, clock)
 
     @classmethod
     def on_ollama(cls, spec: FeatureSpec, config: LanguageModelConfig, book: AnswerBook | None = None) -> LanguageModel:
@@ -123,6 +122,11 @@ class LanguageModel:
     def feature_spec(self) -> FeatureSpec:
         """The features it is shown."""
         return self._spec
+
+    @property
+    def example(self) -> Sequence[Message]:
+        """A prompt like those that will be asked, about nothing."""
+        return self.template.messages(self._spec.ranges.mean(axis=1), 0)
 
     @property
     def counters(self) -> Mapping[str, int]:
