@@ -49,7 +49,7 @@ def backtest(
     exact: Annotated[bool, typer.Option("--exact", help="Run the live cycle on every bar.")] = False,  # noqa: FBT002 - a flag on the command line is a named boolean
     keep_ledger: Annotated[  # noqa: FBT002 - as above
         bool,
-        typer.Option("--keep-ledger", help=f"With --exact: keep the ledger as {LEDGER_FILE}, for status and why."),
+        typer.Option("--keep-ledger", help=f"With --exact, which it implies: keep {LEDGER_FILE}, for status and why."),
     ] = False,
     config: ConfigFile = None,
     overrides: Overrides = None,
