@@ -12,8 +12,11 @@ Answer = Opinion | Abstention
 
 def checked(symbols: Sequence[str], answers: Iterable[Answer]) -> dict[str, Answer]:
     """Return one answer per symbol; what a model got wrong is an abstention of that symbol alone, never a vote."""
+    given = list(answers)
+    if [answer.symbol for answer in given] == list(symbols) == list(dict.fromkeys(symbols)):  # as it should be
+        return {answer.symbol: _usable(answer) for answer in given}
     said: dict[str, list[Answer]] = {symbol: [] for symbol in symbols}
-    for answer in answers:
+    for answer in given:
         if answer.symbol in said:
             said[answer.symbol].append(answer)
     return {symbol: _the_one(symbol, found) for symbol, found in said.items()}
@@ -22,9 +25,12 @@ def checked(symbols: Sequence[str], answers: Iterable[Answer]) -> dict[str, Answ
 def _the_one(symbol: str, found: Sequence[Answer]) -> Answer:
     if len(found) != 1:
         return Abstention(symbol, Reason.MODEL_ERROR, f"{len(found)} answers where one is due")
-    [answer] = found
+    return _usable(found[0])
+
+
+def _usable(answer: Answer) -> Answer:
     wrong = _fault(answer) if isinstance(answer, Opinion) else None
-    return answer if wrong is None else Abstention(symbol, Reason.MODEL_ERROR, wrong)
+    return answer if wrong is None else Abstention(answer.symbol, Reason.MODEL_ERROR, wrong)
 
 
 def _fault(opinion: Opinion) -> str | None:

@@ -9,8 +9,11 @@ a close is therefore either not decided, or decided and resumable. Calling it tw
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -92,12 +95,13 @@ class Trader:
         await self.resume()
         if not self.clock.stepped:  # a stepped venue is looked at whenever its time has moved
             await self.parts.reconciler.sync()
-        view = await self.looker.look(close)
-        answers = await self._ask(view)
-        self._take_control(view.control)
-        self.splits.apply(view)
-        decisions, intents = self.decider.decide(view, answers, self.recent.before(close))
-        self._commit(view, decisions, intents)
+        with _collected_afterwards():
+            view = await self.looker.look(close)
+            answers = await self._ask(view)
+            self._take_control(view.control)
+            self.splits.apply(view)
+            decisions, intents = self.decider.decide(view, answers, self.recent.before(close))
+            self._commit(view, decisions, intents)
         outcomes = await self._carry_out(intents)
         ended = {intent.symbol: outcomes[intent.intent_id].value for intent in intents if intent.intent_id in outcomes}
         seconds = time.perf_counter() - began
@@ -151,8 +155,7 @@ class Trader:
         """Ask the strategy about the symbols whose bar is there; the others get an Abstention that says why."""
         answers: dict[str, Opinion | Abstention] = {}
         usable: list[int] = []
-        for index, symbol in enumerate(self.symbols):
-            silent = self.looker.silence(view, index, symbol)
+        for index, (symbol, silent) in enumerate(zip(self.symbols, self.looker.silences(view), strict=True)):
             if silent is None:
                 usable.append(index)
             else:
@@ -325,12 +328,30 @@ class Trader:
             newest = self.newest.get(symbol)
             if newest is not None:
                 metrics.data_age(symbol, (view.close_time - newest.close_time).total_seconds())
+        counted: Counter[tuple[str, str]] = Counter()
         for row in decisions:
             outcome = ended.get(row["symbol"], row["outcome"]) if row["outcome"] == PLANNED else row["outcome"]
-            metrics.decided(row["action"].lower(), outcome)
+            counted[row["action"], outcome] += 1
             for mind, vote in row["votes"].items():
                 if "abstained" in vote:
                     metrics.abstained(mind, vote["abstained"])
+        for (action, outcome), count in counted.items():
+            metrics.decided(action.lower(), outcome, count)
+
+
+@contextmanager
+def _collected_afterwards() -> Iterator[None]:
+    """Put off the search for cyclic garbage: for the rows of ten thousand symbols Python would search all that lives.
+
+    What is looked at and decided in between waits no longer than the decision deadline.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 __all__ = ["BrokerError", "CycleReport", "Trader"]

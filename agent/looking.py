@@ -21,6 +21,7 @@ from sqlalchemy import or_, select
 from agent.ledger import schema
 from agent.parts import Parts
 from brokers.domain import Account, Bar, Position
+from strategies.observation import usable_rows
 from strategies.strategy import Abstention, Reason
 
 log = structlog.get_logger("tandem.looking")
@@ -152,14 +153,26 @@ class Looker:
         """Read what other processes may have changed: the halt, and `tandem resume`."""
         return {row.key: row.value for row in self.ledger.rows(_CONTROL)}
 
-    def silence(self, view: View, index: int, symbol: str) -> Abstention | None:
-        """Return why nobody can be asked about a symbol; None where one can."""
+    def silences(self, view: View) -> list[Abstention | None]:
+        """Return, for each symbol, why nobody can be asked about it; None where one can."""
+        finite_S = usable_rows(view.features_SF).tolist()
+        return [
+            None if finite and self._came(view, symbol) else self._silence(view, index, symbol)
+            for index, (symbol, finite) in enumerate(zip(self.symbols, finite_S, strict=True))
+        ]
+
+    @staticmethod
+    def _came(view: View, symbol: str) -> bool:
+        bars = view.bars[symbol]
+        return bool(bars) and bars[-1].close_time == view.close_time
+
+    def _silence(self, view: View, index: int, symbol: str) -> Abstention | None:
         bars = view.bars[symbol]
         return silence(
             symbol,
             view.close_time,
             newest=bars[-1] if bars else self.newest.get(symbol),
-            came=bool(bars) and bars[-1].close_time == view.close_time,
+            came=self._came(view, symbol),
             features_F=view.features_SF[index],
             bars_seen=self.parts.features.bars_seen(symbol),
             memory_bars=self.parts.features.spec.memory_bars,
@@ -235,11 +248,16 @@ def _differs(bar: Bar, other: Bar) -> bool:
 
 def _fault(bar: Bar) -> str | None:
     """Return what is wrong with a live bar; None for nothing."""
+    if (
+        0.0 < bar.low <= bar.open <= bar.high < math.inf
+        and bar.low <= bar.close <= bar.high
+        and 0.0 <= bar.volume < math.inf
+        and 0.0 < bar.adj_factor < math.inf
+    ):
+        return None  # every value is a number then, in its place
     numbers = (bar.open, bar.high, bar.low, bar.close, bar.volume, bar.adj_factor)
     if not all(math.isfinite(number) for number in numbers):
         return "a value is not finite"
     if min(bar.open, bar.high, bar.low, bar.close, bar.adj_factor) <= 0 or bar.volume < 0:
         return "a price is not positive or the volume is negative"
-    if bar.high < max(bar.open, bar.close) or bar.low > min(bar.open, bar.close):
-        return "open or close lies outside low and high"
-    return None
+    return "open or close lies outside low and high"

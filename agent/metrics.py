@@ -96,10 +96,11 @@ class Metrics:
         self._data_age = Gauge(
             "tandem_data_age_seconds", "Venue time since the close of the newest bar.", ["symbol"], registry=registry
         )
+        self._data_ages: dict[str, Gauge] = {}
 
-    def decided(self, action: str, reason: str) -> None:
-        """Count one decision by its action word and reason code."""
-        self._decisions.labels(action=action, reason=reason).inc()
+    def decided(self, action: str, reason: str, count: int = 1) -> None:
+        """Count decisions by their action word and reason code."""
+        self._decisions.labels(action=action, reason=reason).inc(count)
 
     def abstained(self, strategy: str, reason: str) -> None:
         """Count one abstention of a strategy."""
@@ -135,7 +136,10 @@ class Metrics:
 
     def data_age(self, symbol: str, age_s: float) -> None:
         """Set how old a symbol's newest bar is, in seconds of venue time."""
-        self._data_age.labels(symbol=symbol).set(age_s)
+        gauge = self._data_ages.get(symbol)
+        if gauge is None:  # looking a label up takes longer than setting it
+            gauge = self._data_ages[symbol] = self._data_age.labels(symbol=symbol)
+        gauge.set(age_s)
 
     def watch_ages(self, ages: Callable[[], Mapping[str, float]]) -> None:
         """Export `tandem_probe_age_seconds{probe}`, read from `ages` at every scrape."""

@@ -38,6 +38,9 @@ class KnownOrder:
     limit_price: Decimal | None
 
 
+_NO_ORDERS: dict[str, KnownOrder] = {}
+
+
 class KnownOrders(MutableMapping[str, KnownOrder]):
     """Orders by client id, oldest first, and by symbol: a close asks for those of each symbol several times."""
 
@@ -47,7 +50,7 @@ class KnownOrders(MutableMapping[str, KnownOrder]):
 
     def of(self, symbol: str) -> ValuesView[KnownOrder]:
         """Return the orders of one symbol, oldest first."""
-        return self._by_symbol.get(symbol, {}).values()
+        return self._by_symbol.get(symbol, _NO_ORDERS).values()
 
     def values(self) -> ValuesView[KnownOrder]:
         """Return every order, oldest first."""

@@ -88,6 +88,9 @@ class UtcTime(TypeDecorator[datetime]):
         return None if value is None else datetime.fromisoformat(value)
 
 
+_COMPACT = json.JSONEncoder(separators=(",", ":")).encode  # one encoder: `json.dumps` would make one for each row
+
+
 class Json(TypeDecorator[Any]):
     """A small mapping as compact JSON text."""
 
@@ -97,7 +100,7 @@ class Json(TypeDecorator[Any]):
     def process_bind_param(self, value: Mapping[str, Any] | None, dialect: Dialect) -> str | None:
         """Write compact JSON."""
         del dialect
-        return None if value is None else json.dumps(value, separators=(",", ":"))
+        return None if value is None else _COMPACT(value)
 
     def process_result_value(self, value: Any | None, dialect: Dialect) -> Any:
         """Read it back."""

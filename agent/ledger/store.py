@@ -310,17 +310,21 @@ class _Insert:
         Raises:
             LedgerError: A value that the ledger does not take.
         """
-        columns, values = self._converters, []
-        try:
-            for row in rows:
-                full = {**self._defaults, **row} if self._defaults else row
-                values.append([full[name] if convert is None else convert(full[name]) for name, convert in columns])
+        if self._defaults:
+            rows = [{**self._defaults, **row} for row in rows]
+        try:  # column by column: which converter a value goes through is asked once for all rows
+            columns = [
+                [row[name] for row in rows] if convert is None else [convert(row[name]) for row in rows]
+                for name, convert in self._converters
+            ]
         except ValueError as error:
             raise LedgerError(f"a row of {self._table} cannot be written: {error}") from error
+        values = zip(*columns, strict=True)
         if self._is_positional:
-            parameters: Any = [tuple(row) for row in values]
+            parameters: Any = list(values)
         else:
-            parameters = [{name: value for (name, _), value in zip(columns, row, strict=True)} for row in values]
+            names = [name for name, _ in self._converters]
+            parameters = [dict(zip(names, row, strict=True)) for row in values]
         connection.exec_driver_sql(self._text, parameters[0] if len(parameters) == 1 else parameters)
 
 

@@ -94,7 +94,7 @@ class IncrementalFeatures:
         Raises:
             FeatureError: An unknown symbol, no bars, or a missing user column.
         """
-        place = int(self._places([series.symbol])[0])
+        place = self._place(series.symbol)
         if not len(series):
             raise FeatureError(f"no bars to warm {series.symbol} with: load its history first")
         missing = [name for name in self._signals_SR if name not in series.signals]
@@ -141,7 +141,7 @@ class IncrementalFeatures:
         rounds: list[dict[int, Bar]] = []
         seen: dict[int, int] = {}
         for bar in bars:
-            place = int(self._places([bar.symbol])[0])
+            place = self._place(bar.symbol)
             turn = seen[place] = seen.get(place, -1) + 1
             if turn == len(rounds):
                 rounds.append({})
@@ -167,16 +167,16 @@ class IncrementalFeatures:
 
     def bars_seen(self, symbol: str) -> int:
         """Return how many bars count for a symbol, at most `memory_bars` of them from `warm`."""
-        return int(self._bars_S[self._places([symbol])[0]])
+        return int(self._bars_S[self._place(symbol)])
 
     def last_start(self, symbol: str) -> datetime | None:
         """Return the start of a symbol's last bar; None before the first."""
-        ns = int(self._start_ns_S[self._places([symbol])[0]])
+        ns = int(self._start_ns_S[self._place(symbol)])
         return None if ns == _NEVER else from_ns(ns)
 
     def last_close(self, symbol: str) -> datetime | None:
         """Return the close time of a symbol's last bar; None before the first."""
-        ns = int(self._close_ns_S[self._places([symbol])[0]])
+        ns = int(self._close_ns_S[self._place(symbol)])
         return None if ns == _NEVER else from_ns(ns)
 
     def recent_signals(self, name: str, window: int, index_S: Index) -> Float:
@@ -186,11 +186,17 @@ class IncrementalFeatures:
         values_SW: Float = ring_SR[index_S[:, None], slots_SW]
         return values_SW
 
+    def _place(self, symbol: str) -> int:
+        try:
+            return self._symbols[symbol]
+        except KeyError:
+            raise _unknown(symbol) from None
+
     def _places(self, symbols: Sequence[str]) -> Index:
         try:
             return np.fromiter((self._symbols[symbol] for symbol in symbols), dtype=np.int64, count=len(symbols))
         except KeyError as error:
-            raise FeatureError(f"no features are kept for {error.args[0]}: name it when they are made") from error
+            raise _unknown(error.args[0]) from error
 
     def _append_round(self, index_S: Index, bars: Sequence[Bar]) -> None:
         start_ns_S = np.array([to_ns(bar.start) for bar in bars], dtype=np.int64)
@@ -247,3 +253,7 @@ class IncrementalFeatures:
         columns = clock_columns(self._calendar, self._session_S[index_S], self._close_ns_S[index_S])
         for row, name in enumerate(CLOCK_COLUMNS):
             self.clock_CS[row, index_S] = columns[name]
+
+
+def _unknown(symbol: str) -> FeatureError:
+    return FeatureError(f"no features are kept for {symbol}: name it when they are made")
