@@ -156,7 +156,7 @@ class LlmSettings(Section):
     """The position is kept where the best two targets are so close in probability."""
     deadline_s: float = Field(8.0, ge=0.05, le=600)
     """Longest wait for all answers of one close."""
-    reserve_s: float = Field(0.5, ge=0, le=60)
+    reserve_s: float = Field(0.5, ge=0.05, le=60)
     """Kept of `daemon.decision_deadline_s` for what comes after the answers."""
     connect_s: float = Field(1.0, ge=0.01, le=60)
     """Longest wait for a connection."""

@@ -47,7 +47,7 @@ class RecordedAnswer:
         close_time: Bar close it was asked for, aware UTC.
 
     Raises:
-        AnswersError: Probabilities that are none, or too much text.
+        AnswersError: Probabilities that are none, too much text, or a NUL in it.
     """
 
     prompt_hash: str
@@ -72,6 +72,8 @@ class RecordedAnswer:
             raise AnswersError(f"mass {self.mass} of {self.symbol} is no probability")
         if len(self.content) > CONTENT_CHARACTERS_MAX:
             raise AnswersError(f"answer of {len(self.content)} characters, {CONTENT_CHARACTERS_MAX} are the most")
+        if "\0" in self.content:
+            raise AnswersError("the answer holds a NUL, which no database on a server keeps")
         if self.digest != short_digest(self.digest):
             raise AnswersError(f"digest {self.digest!r} is not a short digest: give short_digest(digest)")
 

@@ -41,7 +41,8 @@ class LanguageModelConfig:
         mass_min: Least probability that the three actions must have together.
         tie: The position is kept where the best two targets are so close in probability.
         deadline_s: Longest time for all answers of one close.
-        reserve_s: Kept of the daemon's own decision deadline for what comes after the answers.
+        reserve_s: Kept of the daemon's own decision deadline for what comes after the answers. Never nothing: a mind
+            that answers with it at the very deadline would lose its answer too.
         connect_s: Longest time to connect.
         warm_up_s: Longest time for loading the model.
         concurrency: Requests on the wire at once.
@@ -113,7 +114,7 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "mass_min": (0.0, 1.0),
     "tie": (0.0, 0.5),
     "deadline_s": (0.05, 600.0),
-    "reserve_s": (0.0, 60.0),
+    "reserve_s": (0.05, 60.0),
     "connect_s": (0.01, 60.0),
     "warm_up_s": (0.05, 3_600.0),
     "concurrency": (1, 64),

@@ -44,7 +44,7 @@ def test_probabilities_are_of_sell_hold_and_buy() -> None:
 
 
 @given(
-    st.text(max_size=60),
+    st.text(st.characters(exclude_characters="\0"), max_size=60),
     st.none() | st.floats(0, 1),
     st.none() | st.tuples(*[st.floats(1e-3, 1.0)] * 3),
     st.text(max_size=20),
@@ -73,6 +73,7 @@ def test_an_answer_is_read_as_it_was_written(
         {"mass": math.nan},
         {"mass": -0.1},
         {"content": "x" * (CONTENT_CHARACTERS_MAX + 1)},
+        {"content": '{"action": "BUY", "reason": "\0"}'},
         {"digest": "0123456789abcdef"},
         {"digest": "sha256:01234"},
     ],

@@ -222,6 +222,7 @@ CLIENT_ERRORS: dict[str, tuple[Reply, Reason]] = {
     "no message": (Reply({"model": MODEL, "done": True}), Reason.LLM_BAD_ANSWER),
     "no content": (Reply(chat_body(message={"role": "assistant"})), Reason.LLM_BAD_ANSWER),
     "prose": (content("I would BUY."), Reason.LLM_BAD_ANSWER),
+    "a NUL, which no database on a server keeps": (content('{"action": "BUY", "reason": "\0"}'), Reason.LLM_BAD_ANSWER),
     "extra key": (content('{"action": "BUY", "reason": "", "size": 9}'), Reason.LLM_BAD_ANSWER),
     "unknown action": (content('{"action": "SHORT", "reason": ""}'), Reason.LLM_BAD_ANSWER),
     "endless": (content("x" * 100_000), Reason.LLM_BAD_ANSWER),

@@ -69,6 +69,7 @@ def test_a_model_that_is_not_pinned_is_refused(digest: str) -> None:
         ("deadline_s", 0.0),
         ("deadline_s", math.inf),
         ("reserve_s", -1.0),
+        ("reserve_s", 0.0),
         ("concurrency", 0),
         ("concurrency", 65),
         ("breaker_failures", 0),
