@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
-from agent.redaction import Redactor
+from agent.redaction import Redactor, is_secret_name
 
 if TYPE_CHECKING:
     from agent.settings import Settings
@@ -41,8 +41,8 @@ def known_secrets(settings: Settings, environ: Mapping[str, str] | None = None) 
     urls = _content(settings.notifications.urls_file) or environ.get(URLS_VARIABLE, "")
     for url in (word for word in urls.split() if "://" in word):
         found += [url, *_parts(url)]
-    password = _password(settings.ledger.url)
-    return [secret for secret in dict.fromkeys([*found, password]) if secret]
+    found += _passwords(settings.ledger.url)
+    return [secret for secret in dict.fromkeys(found) if secret]
 
 
 def _content(file: Path | None) -> str:
@@ -69,9 +69,12 @@ def _parts(url: str) -> list[str]:
     return [spelling for piece in named for spelling in (piece, unquote(piece))]
 
 
-def _password(url: str) -> str:
+def _passwords(url: str) -> list[str]:
+    """Return the passwords of a database URL: before its host, and in its query, where drivers take them too."""
     try:
-        password = urlsplit(url).password
+        parts = urlsplit(url)
+        before_host = unquote(parts.password or "")
     except ValueError:
-        return ""
-    return "" if password is None or len(password) < SECRET_LENGTH_MIN else unquote(password)
+        return []
+    in_query = [value for name, value in parse_qsl(parts.query) if is_secret_name(name)]
+    return [password for password in (before_host, *in_query) if len(password) >= SECRET_LENGTH_MIN]

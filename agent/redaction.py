@@ -17,6 +17,9 @@ _SECRET_KEY = re.compile(
 )
 _NOT_SECRET_KEY = re.compile(r"_file$|_tokens(_max)?$", re.IGNORECASE)  # a path to a secret; counts of prompt tokens
 _URL_PASSWORD = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]*(?=@)")
+_QUERY_SECRET = re.compile(
+    r"(?<=[?&])([\w.-]*(?:secret|token|passw|api[-_]?key|key[-_]?id|credential)[\w.-]*=)[^&#\s\"']+", re.IGNORECASE
+)
 _BEARER = re.compile(r"\b(Bearer|Basic)\s+[A-Za-z0-9._~+/=-]{8,}")
 
 
@@ -33,10 +36,11 @@ class Redactor:
         self._values = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def text(self, text: str) -> str:
-        """Return `text` without secret values, passwords in URLs, or bearer tokens."""
+        """Return `text` without secret values, passwords in URLs and their queries, or bearer tokens."""
         if self._values is not None:
             text = self._values.sub(REDACTED, text)
-        return _BEARER.sub(rf"\1 {REDACTED}", _URL_PASSWORD.sub(REDACTED, text))
+        text = _QUERY_SECRET.sub(rf"\1{REDACTED}", _URL_PASSWORD.sub(REDACTED, text))
+        return _BEARER.sub(rf"\1 {REDACTED}", text)
 
     def value(self, value: Any) -> Any:
         """Return a JSON value with every text in it redacted; numbers and keys stay."""

@@ -129,11 +129,11 @@ def _host(settings: Settings) -> Iterable[Check]:
 def _ledger(settings: Settings) -> Iterable[Check]:
     from sqlalchemy import make_url  # noqa: PLC0415 - SQLAlchemy, for this check alone
 
-    from agent.ledger.store import LedgerError, open_ledger  # noqa: PLC0415 - as above
+    from agent.ledger.store import LedgerError, open_ledger, shown_url  # noqa: PLC0415 - as above
 
     chosen = settings.ledger
     url = make_url(chosen.url)
-    shown = url.render_as_string(hide_password=True)
+    shown = shown_url(url)
     path = Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
     if path is not None:
         folder = _nearest(path.parent)

@@ -121,6 +121,8 @@ def _file(settings: Settings) -> Path:
     from sqlalchemy import make_url  # noqa: PLC0415 - paid by these commands alone
     from sqlalchemy.exc import ArgumentError  # noqa: PLC0415 - as above
 
+    from agent.ledger.store import shown_url  # noqa: PLC0415 - as above
+
     try:
         url = make_url(settings.ledger.url)
     except ArgumentError:
@@ -128,8 +130,7 @@ def _file(settings: Settings) -> Path:
         raise CommandError("ledger.url is not a database URL: write for example sqlite:///var/tandem.sqlite") from None
     if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
         raise CommandError(
-            f"ledger {url.render_as_string(hide_password=True)} is not a SQLite file: use its server's own tools "
-            "(pg_dump and pg_restore)"
+            f"ledger {shown_url(url)} is not a SQLite file: use its server's own tools (pg_dump and pg_restore)"
         )
     return Path(str(url.database))
 

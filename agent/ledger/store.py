@@ -358,7 +358,7 @@ def open_ledger(
         raise LedgerError(
             "ledger.url is not a database URL: write for example sqlite:///var/tandem.sqlite"
         ) from None  # neither the value nor SQLAlchemy's words: either may hold a password
-    shown = parsed.render_as_string(hide_password=True)
+    shown = shown_url(parsed)
     is_sqlite = parsed.get_backend_name() == "sqlite"
     in_memory = is_sqlite and parsed.database in (None, "", ":memory:")
     on_disk = is_sqlite and not in_memory
@@ -391,6 +391,11 @@ def open_ledger(
     ledger = Ledger(engine, shown, kept, file, redactor, locked)
     ledger.migrated = migrated
     return ledger
+
+
+def shown_url(url: URL) -> str:
+    """Return a ledger's URL as it may be shown: without a password before the host or in the query."""
+    return Redactor().text(url.render_as_string(hide_password=True))
 
 
 def _check_not_restoring(path: Path) -> None:

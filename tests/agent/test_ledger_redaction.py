@@ -121,3 +121,8 @@ def test_the_secrets_are_keys_urls_with_their_tokens_and_the_password_of_the_led
     found = known_secrets(settings, environ)
     assert {"of-the-environment", "PKFILE123", "hunter2!", "pa ssword", "A1BRTD4JD", "TIiajkdnl"} <= set(found)
     assert "alerts" not in found
+
+
+def test_a_password_in_the_query_of_the_ledger_s_url_is_a_secret() -> None:
+    settings = Settings.model_validate({"ledger": {"url": "postgresql:///tandem?port=5433&password=hunter2%21"}})
+    assert known_secrets(settings, {}) == ["hunter2!"]

@@ -355,7 +355,8 @@ def test_another_account_scope_is_refused(tmp_path: Path) -> None:
         replayed(path, bars=80, settings=replay_settings(account_scope="another"))
 
 
-def test_a_password_in_the_url_is_never_shown() -> None:
+@pytest.mark.parametrize("url", ["nosuchdialect://user:hunter2@host/db", "nosuchdialect://host/db?password=hunter2"])
+def test_a_password_in_the_url_is_never_shown(url: str) -> None:
     with pytest.raises(LedgerError) as caught:
-        open_ledger("nosuchdialect://user:hunter2@host/db")
+        open_ledger(url)
     assert "hunter2" not in str(caught.value)

@@ -109,6 +109,14 @@ def test_a_harmless_key_keeps_its_value(key: str) -> None:
     ("said", "kept"),
     [
         ("postgresql://trader:hunter2@db/tandem", "postgresql://[redacted]@db/tandem"),
+        (
+            "postgresql:///tandem?user=a&password=hunter2&port=5",
+            "postgresql:///tandem?user=a&password=[redacted]&port=5",
+        ),
+        (
+            '{"url": "postgresql://db/tandem?sslpassword=hunter2"}',
+            '{"url": "postgresql://db/tandem?sslpassword=[redacted]"}',
+        ),
         ("Authorization: Bearer abcdef0123456789", "Authorization: Bearer [redacted]"),
     ],
 )
