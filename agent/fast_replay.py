@@ -52,6 +52,8 @@ __all__ = ["NotFastError", "fast_replay"]
 _HOUR = timedelta(hours=1)
 _TELL_EVERY = 1_000
 """Closes between two words of progress."""
+_NO_FEATURES: Float = np.empty((0, 0))
+"""No rule of a decision looks at features."""
 _MARGIN = 1e-9
 """Relative distance within which a price or a limit counts as reached: the exact rule then decides."""
 _FLOOR_FRACTION = Decimal("0.01")
@@ -185,6 +187,8 @@ class _Run:
         self._halted_floor = Decimal(0)
         self._entries: deque[tuple[datetime, str]] = deque()
         self._moves = 0
+        self._walk: tuple[int, Float | None] = (0, None)
+        """The close from which equity was looked at last, and what it is from there; None where nothing is held."""
         self.path = Path(self.symbols, len(self.closes_ns))
         self.path.hold(0, self._holdings())
 
@@ -219,8 +223,13 @@ class _Run:
                 if stop > t:
                     self._pass_over(t, stop, positions)
                 t = stop
-                if t < end:
-                    t = self._jump(t) if is_clear else self._step(t)
+                if t < end and is_clear:
+                    t = self._jump(t)
+                else:
+                    if t:
+                        self._run_until(t - 1)
+                    if t < end:
+                        t = self._step(t)
             if progress is not None and t - told >= _TELL_EVERY:
                 told = t
                 progress(t / end)
@@ -235,13 +244,13 @@ class _Run:
         """Move to the next event; decide where it is the close. Returns the close that comes next."""
         due = from_ns(self.closes_ns[t])
         engine = self.engine
-        moved = engine.advance(engine.now, due)
-        if moved.orders_changed:
-            self.desk.sync(moved.orders_changed)
+        changed = engine.pass_event(due)
+        if changed:
+            self.desk.sync(changed)
         if engine.moves() != self._moves:
             self._moves = engine.moves()
             self.path.hold(t, self._holdings())
-        if moved.now != due:
+        if engine.now != due:
             return t
         self._decide(t)
         return t + 1
@@ -250,9 +259,8 @@ class _Run:
 
     def _quiet_positions(self, t: int) -> dict[str, int] | None:
         """Return every symbol's position where nothing but exits works; None where something may change by itself."""
-        for order in self.engine.live_orders():
-            if order.parent_client_id is None or order.opens_to_wait:
-                return None
+        if not self.engine.only_legs_rest():
+            return None
         found = dict.fromkeys(self.symbols, 0)
         self.newest.move(t - 1)
         book, venue = self.state.book, self.engine.account_book()
@@ -329,24 +337,25 @@ class _Run:
     def _within_limits(self, t: int, stop: int, positions: Mapping[str, int]) -> int:
         """Return how far the account can be passed over: up to the first close that may break a limit for good."""
         equity_T = self._equity_floats(t, stop, positions)
+        self._walk = (t, equity_T)
         if equity_T is None:
             low = high = float(self.path.cash)
         else:
             low, high = float(equity_T.min()), float(equity_T.max())
         if self.halted is not None:
-            if low < float(self._halted_floor) * (1.0 + _MARGIN):
-                self._halted_change = {}
-                return min(stop, *(int(self.seen.symbols[s].change_at[p][t]) for s, p in positions.items()), stop)
+            if self._halted_change and low < float(self._halted_floor) * (1.0 + _MARGIN):
+                self._halted_change = {}  # so little is left that an entry may be too small for another reason
+                return self._next_interest(t, positions)[0]
             return stop
         limit = self.settings.risk.drawdown_fraction - _MARGIN
-        peak = max(float(self.state.peak_equity), 0.0)
+        peak = float(self.state.peak_equity)
         if low > 0.0 and 1.0 - low / max(peak, high) < limit:
             return stop
         if equity_T is None:
             equity_T = np.full(stop - t, low)
         peak_T = np.maximum(np.maximum.accumulate(equity_T), peak)
-        broken = ~((equity_T > 0.0) & (1.0 - equity_T / peak_T < limit))
-        return t + int(broken.argmax()) if broken.any() else stop
+        is_broken = ~((equity_T > 0.0) & (1.0 - equity_T / peak_T < limit))
+        return t + int(is_broken.argmax()) if is_broken.any() else stop
 
     def _equity_floats(self, t: int, stop: int, positions: Mapping[str, int]) -> Float | None:
         """Return equity at the closes t .. stop to a float's precision; None where nothing is held."""
@@ -360,11 +369,11 @@ class _Run:
 
     def _pass_over(self, t: int, stop: int, positions: Mapping[str, int]) -> None:
         """Pass the closes t .. stop (exclusive), at which every position stays as it is."""
-        self._run_until(stop - 1)
-        equity_T = self._equity_floats(t, stop, positions)
-        if equity_T is None:
+        begin, walk_T = self._walk
+        if walk_T is None:
             highest = self.path.cash
         else:
+            equity_T = walk_T[t - begin : stop - begin]
             most = float(equity_T.max())
             near = np.flatnonzero(equity_T >= most - abs(most) * 1e-12).tolist()
             highest = max(self._equity_at(t + place) for place in near)
@@ -399,7 +408,7 @@ class _Run:
         self.newest.move(t - 1)
         self._meet_day(t)
         view = self._view(t)
-        answers = self._answers(t, view)
+        answers = self._answers(t, view.close_time)
         for symbol, bars in view.bars.items():
             before = self.newest.get(symbol)
             if bars and before is not None:
@@ -446,13 +455,14 @@ class _Run:
             account=self.engine.account(),
             positions=self.engine.positions(),
             control=halt,
-            features_SF=np.stack([self._row(one, t, place) for one, place in zip(seen, newest, strict=True)]),
+            features_SF=_NO_FEATURES,
             volatility_S=np.array([self._volatility(one, t, place) for one, place in zip(seen, newest, strict=True)]),
             out_of_range_S=np.array([one.out_of_range_N[place] for one, place in zip(seen, newest, strict=True)]),
         )
 
-    def _row(self, one: SymbolForesight, t: int, place: int) -> Float:
+    def _row(self, one: SymbolForesight, t: int) -> Float:
         """Return the features as the live runner gives them: the newest bar's, NaN before they are warm."""
+        place = int(one.last_T[t])
         if place < 0 or one.seen_T[t] < self.seen.spec.memory_bars:
             return np.full(len(self.seen.spec.names), np.nan)
         row_F: Float = one.features_NF[place]
@@ -462,25 +472,30 @@ class _Run:
         is_warm = place >= 0 and one.seen_T[t] >= self.seen.spec.memory_bars
         return float(one.volatility_N[place]) if is_warm else float("nan")
 
-    def _answers(self, t: int, view: View) -> list[Opinion | Abstention]:
+    def _answers(self, t: int, close: datetime) -> list[Opinion | Abstention]:
         answers: dict[str, Opinion | Abstention] = {}
-        usable: list[int] = []
-        for index, symbol in enumerate(self.symbols):
-            is_usable = self.seen.symbols[symbol].usable_T[t]
-            silent = None if is_usable else self._silence(t, symbol, view.features_SF[index])
-            if silent is None:
-                usable.append(index)
-            else:
-                answers[symbol] = silent
-        if usable:
-            names = [self.symbols[index] for index in usable]
+        usable: list[str] = []
+        is_foreseen = True
+        for symbol in self.symbols:
+            one = self.seen.symbols[symbol]
+            if not one.usable_T[t]:
+                answers[symbol] = self._silence(t, symbol, one)
+                continue
+            usable.append(symbol)
+            given = one.answers.get(self.decider.position(symbol))
+            bar = one.bar_T[t]
+            if given is None or not given.is_whole or given.near_T[bar]:
+                is_foreseen = False
+            elif is_foreseen:
+                answers[symbol] = given.opinion(symbol, bar)
+        if usable and not is_foreseen:  # the very question that the live cycle asks
             observations = Observations(
-                symbols=names,
-                close_time=view.close_time,
-                features_SF=view.features_SF[usable],
-                positions_S=np.array([self.decider.position(name) for name in names], dtype=np.int8),
+                symbols=usable,
+                close_time=close,
+                features_SF=np.stack([self._row(self.seen.symbols[symbol], t) for symbol in usable]),
+                positions_S=np.array([self.decider.position(symbol) for symbol in usable], dtype=np.int8),
             )
-            answers.update(checked(names, self._opinions(observations)))
+            answers.update(checked(usable, self._opinions(observations)))
         return [answers[symbol] for symbol in self.symbols]
 
     def _opinions(self, observations: Observations) -> list[Opinion | Abstention]:
@@ -493,20 +508,23 @@ class _Run:
             log.exception("the strategy failed", strategy=strategy.name)
             return [Abstention(symbol, Reason.MODEL_ERROR, str(error)[:200]) for symbol in observations.symbols]
 
-    def _silence(self, t: int, symbol: str, features_F: Float) -> Abstention | None:
-        """Return why the strategy is not asked about a symbol at a close; None where it is."""
-        one = self.seen.symbols[symbol]
+    def _silence(self, t: int, symbol: str, one: SymbolForesight) -> Abstention:
+        """Return why the strategy is not asked about a symbol at a close."""
         last = int(one.last_T[t])
-        return silence(
+        found = silence(
             symbol,
             from_ns(self.closes_ns[t]),
             newest=one.series.bar(last) if last >= 0 else None,
             came=bool(one.bar_T[t] >= 0),
-            features_F=features_F,
+            features_F=self._row(one, t),
             bars_seen=int(one.seen_T[t]),
             memory_bars=self.seen.spec.memory_bars,
             stale_after=self.settings.risk.stale_bars_max * self.settings.bar_period,
         )
+        if found is None:
+            msg = f"{symbol}: the live cycle would ask at close {t}, which was not foreseen"
+            raise AssertionError(msg)
+        return found
 
     def _remembered(self, close: datetime, t: int) -> Remembered:
         since = close - _HOUR

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.strategy import Reason
+from strategies.strategy import Opinion, Reason
 
 if TYPE_CHECKING:
     from strategies.features import FeatureSpec
@@ -35,6 +35,7 @@ class BatchAnswers:
         reason: Of every answer.
         q: Value per target, as in `Opinion.q`.
         detail: Numbers that explain it, as in `Opinion.detail`.
+        is_whole: False where opinions say more than this, such as exits.
     """
 
     target_T: NDArray[np.int8]
@@ -42,6 +43,17 @@ class BatchAnswers:
     reason: Reason
     q: Mapping[int, Float] = field(default_factory=dict)
     detail: Mapping[str, Float] = field(default_factory=dict)
+    is_whole: bool = True
+
+    def opinion(self, symbol: str, row: int) -> Opinion:
+        """Return one answer as an opinion."""
+        return Opinion(
+            symbol=symbol,
+            target=int(self.target_T[row]),
+            q={target: float(values[row]) for target, values in self.q.items()},
+            reason=self.reason,
+            detail={name: float(values[row]) for name, values in self.detail.items()},
+        )
 
 
 @runtime_checkable

@@ -231,6 +231,7 @@ class BundlePolicy:
             reason=Reason.POLICY_GREEDY,
             q={target: q_TT[:, place].astype(np.float64) for place, target in enumerate(self.targets)},
             detail={name: values.astype(np.float64) for name, values in detail.items()},
+            is_whole=not exits,
         )
 
     async def opinions(self, observations: Observations) -> Sequence[Opinion | Abstention]:

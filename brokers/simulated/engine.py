@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -175,12 +174,17 @@ class MatchingEngine:
         idle_ns = to_ns(idle_until)
         if idle_ns <= since_ns:
             return Advance(since, Event.IDLE, repeated=False, feed_ended=self.feed_ended, orders_changed=())
-        state.changed.clear()
-        with self._whole_step(since):
-            state.event = self._floor.step(state, idle_ns)
-        state.last_changed = tuple(state.changed)
-        self._commit(state)
+        self._pass_event(state, idle_ns)
         return self._answer(state, repeated=False)
+
+    def pass_event(self, idle_until: datetime) -> tuple[str, ...]:
+        """Move to the next event, at most to `idle_until`; return the client ids that changed.
+
+        `advance` for who shares this process and its time.
+        """
+        state = self._usable()
+        self._pass_event(state, to_ns(idle_until))
+        return state.last_changed
 
     def run_until(self, until: datetime) -> tuple[str, ...]:
         """Pass every event up to `until` and stop there, in one transaction; return the client ids that changed.
@@ -191,8 +195,7 @@ class MatchingEngine:
         until_ns = to_ns(until)
         state.changed.clear()
         while state.now_ns < until_ns and not self._floor.skip(state, until_ns):
-            with self._whole_step(from_ns(state.now_ns)):
-                state.event = self._floor.step(state, until_ns)
+            self._step(state, until_ns)
         state.last_changed = tuple(state.changed)
         self._commit(state)
         return state.last_changed
@@ -272,6 +275,15 @@ class MatchingEngine:
         state = self._usable()
         client_id = state.venue_ids.get(venue_id)
         return None if client_id is None else state.orders[client_id]
+
+    def only_legs_rest(self) -> bool:
+        """Tell whether nothing works but legs of brackets that may trade."""
+        working = self._usable().live.values()
+        return all(
+            order.parent_client_id is not None and not order.opens_to_wait
+            for orders in working
+            for order in orders.values()
+        )
 
     def live_orders(self) -> list[BookOrder]:
         """Return the orders that may still fill, as the exchange keeps them, oldest first."""
@@ -403,14 +415,20 @@ class MatchingEngine:
             self._failure = None
         return self._state
 
-    @contextmanager
-    def _whole_step(self, since: datetime) -> Iterator[None]:
+    def _pass_event(self, state: State, idle_ns: int) -> None:
+        state.changed.clear()
+        self._step(state, idle_ns)
+        state.last_changed = tuple(state.changed)
+        self._commit(state)
+
+    def _step(self, state: State, idle_ns: int) -> None:
         """Make sure that nothing continues from a step that failed half-way: part of it has moved the state."""
+        since_ns = state.now_ns
         try:
-            yield
+            state.event = self._floor.step(state, idle_ns)
         except Exception as error:
             self._failure = BooksError(
-                f"the step from {since.isoformat()} failed ({error!r}); it did not happen: "
+                f"the step from {from_ns(since_ns).isoformat()} failed ({error!r}); it did not happen: "
                 "check the bars of that time, the exchange cannot pass it"
             )
             raise self._failure from error
