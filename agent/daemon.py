@@ -225,6 +225,10 @@ class Daemon:
                     claim_bar_store(settings)
                     self._tell_news(parts)
                     trader, first = await self._recover(parts)
+                    if parts.clock.stepped and not warming.done():
+                        # venue time stands, so nothing is missed, and a restart decides what the dead run would have
+                        log.info("waiting for the language model to be loaded", seconds_max=self.settings.llm.warm_up_s)
+                        await asyncio.wait({warming})
                     await self._live(parts, trader, first)
                 reason = self.report.reason
             except asyncio.CancelledError:

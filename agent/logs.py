@@ -91,7 +91,7 @@ def configure(
         in_file.setFormatter(formatter(colours=False))
         root.addHandler(in_file)
     root.setLevel(level.upper())
-    for noisy in ("alembic", "apscheduler", "uvicorn.access", "urllib3", "websockets"):
+    for noisy in ("alembic", "apscheduler", "httpcore", "httpx", "uvicorn.access", "urllib3", "websockets"):
         logging.getLogger(noisy).setLevel(max(root.level, logging.WARNING))
     structlog.configure(
         processors=[

@@ -141,7 +141,7 @@ def test_every_configuration_fits_the_schema(file: Path) -> None:
 
 
 def test_the_configurations_are_those_that_the_manual_names() -> None:
-    assert {file.stem for file in CONFIGS} == {"alpaca-paper", "demo", "equities", "exchange", "training"}
+    assert {file.stem for file in CONFIGS} == {"alpaca-paper", "demo", "equities", "exchange", "llm", "training"}
 
 
 def test_no_two_daemons_of_the_repository_share_a_ledger() -> None:
