@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ def to_ns(at: datetime) -> int:
     return (at - _EPOCH) // _MICROSECOND * 1_000
 
 
+@lru_cache(maxsize=4_096)
 def from_ns(ns: int) -> datetime:
     """Return the aware UTC time of nanoseconds since the epoch."""
     return _EPOCH + timedelta(microseconds=int(ns) // 1_000)
