@@ -40,6 +40,8 @@ Position = Any
 
 _BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 _HALTS = ("halt", "resume")
+_MARKS = {"fills": ("last_execution",), "halts": ("halt", "resumed")}
+"""By kind the durable facts that are written with each of its news."""
 _LEVELS: tuple[Level, ...] = ("success", "info", "warning", "failure")
 
 
@@ -113,9 +115,13 @@ class NewsDesk:
         chosen = incidents.kind.in_(_HALTS) if kind == "halts" else incidents.kind.not_in(_HALTS)
         return self._incidents((incidents.incident_id > position) & chosen)
 
-    def mark(self) -> str | None:
-        """Return what changes with every fill that is booked."""
-        return str(self._ledger.get_state("last_execution"))
+    def mark(self, kind: str) -> str | None:
+        """Return what changes with every news of a kind, and is cheap to read; None for a kind that has no such mark.
+
+        Halts have one because they are looked for among all incidents since the last: after a year without, many.
+        """
+        keys = _MARKS.get(kind)
+        return None if keys is None else str([self._ledger.get_state(key) for key in keys])
 
     def _incidents(self, chosen: ColumnElement[bool]) -> News:
         incidents = schema.incidents
@@ -147,7 +153,8 @@ class NewsDesk:
             all_rows = self._ledger.rows(newest_first.limit(TOLD_FILLS_MAX + 1))
         known = [row for row in rows if row.exec_id in told]
         events = [_fill(row) for row in untold[:READ_MAX]]
-        return News(events, total, _fills_told([*known, untold[0]], floor), _fills_told(all_rows, floor))
+        following = untold[1].at if len(untold) > 1 else None
+        return News(events, total, _fills_told([*known, untold[0]], floor, following), _fills_told(all_rows, floor))
 
     def _runs(self, position: Position) -> News:
         runs = schema.runs
@@ -208,13 +215,18 @@ class NewsDesk:
         return before
 
 
-def _fills_told(rows: Sequence[Row[Any]], floor: datetime) -> Position:
-    """Return the position after these fills: those that a late one may still mix with are kept by their ids."""
+def _fills_told(rows: Sequence[Row[Any]], floor: datetime, following: datetime | None = None) -> Position:
+    """Return the position after these fills: those that a late one may still mix with are kept by their ids.
+
+    The floor does not pass `following`, the time of the next fill to tell: a thousand symbols fill at one instant.
+    """
     newest = max((row.at for row in rows), default=floor + LATE)
     kept = sorted((row.at, row.exec_id) for row in rows)
     lowest = max(floor, newest - LATE)
     if len(kept) > TOLD_FILLS_MAX:
         lowest = max(lowest, kept[-TOLD_FILLS_MAX - 1][0])
+        if following is not None and len(kept) < FILLS_READ_MAX:
+            lowest = max(floor, min(lowest, following - timedelta(microseconds=1)))
     return {"floor": schema.iso(lowest), "told": [exec_id for at, exec_id in kept if at > lowest]}
 
 

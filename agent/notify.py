@@ -69,8 +69,8 @@ class _Target:
     failures: int = 0
     tried_since: float | None = None
     """Monotonic time of the first attempt of the message that is not delivered yet."""
-    quiet_mark: str | None = None
-    """The mark of the fills when there were none to tell."""
+    quiet_marks: dict[str, str] = field(default_factory=dict)
+    """By kind its mark when there was nothing of it to tell."""
 
 
 class Notifications:
@@ -182,12 +182,13 @@ class Notifications:
             began, sent, was_full = self._window(target, kind)
             if sent >= self._settings.messages_max:
                 continue
-            mark = self._desk.mark() if kind == "fills" else None
-            if mark is not None and mark == target.quiet_mark:
+            mark = self._desk.mark(kind)
+            if mark is not None and mark == target.quiet_marks.get(kind):
                 continue
             news = self._desk.news(kind, position)
             if not news.total:
-                target.quiet_mark = mark if mark is not None else target.quiet_mark
+                if mark is not None:
+                    target.quiet_marks[kind] = mark
                 continue
             is_folded = was_full and news.total > 1
             event = fold(kind, news) if is_folded else news.events[0]

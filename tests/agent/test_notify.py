@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from agent.delivery import AppriseSender, Message
 from agent.ledger import schema
 from agent.ledger.store import Ledger, open_ledger
 from agent.metrics import Metrics
-from agent.news import FILLS_READ_MAX, LATE, TOLD_FILLS_MAX, NewsDesk
+from agent.news import FILLS_READ_MAX, LATE, TOLD_FILLS_MAX, News, NewsDesk
 from agent.notify import Notifications
 from agent.redaction import Redactor
 from agent.settings import NotificationSettings
@@ -319,6 +320,44 @@ def test_a_flood_of_fills_after_an_outage_is_read_in_bounds_and_counted_exactly(
     assert sum(map(_events_in, written.titles)) == house.fills
     state = house.ledger.rows(select(schema.state).where(schema.state.c.key.like("notifications.%")))
     assert max(len(str(row.value)) for row in state) < 20_000
+
+
+def test_fills_of_one_instant_are_each_told_however_many_there_are() -> None:
+    house = House(open_ledger("sqlite://"))
+    house.begin_run()
+    written = Written()
+    tell(house.notifications(["json://localhost/a"], written, events=["fills"]), at_once)
+    for count, at in ((TOLD_FILLS_MAX + 5, T0), (2, T0 + timedelta(seconds=1))):
+        house.fill(count, at)
+        telling = house.notifications(["json://localhost/a"], written, events=["fills"], messages_max=1_000)
+        tell(telling, lambda: len(written.titles) >= house.fills)
+        assert len(written.titles) == house.fills
+    house.ledger.close()
+
+
+def test_a_year_of_incidents_is_not_searched_for_halts_at_every_look(house: House) -> None:
+    looks = Counter[str]()
+
+    class Counting(NewsDesk):
+        def news(self, kind: str, position: Any) -> News:
+            looks[kind] += 1
+            return super().news(kind, position)
+
+    written = Written()
+    notifications = house.notifications(["json://localhost/a"], written, events=["halts"])
+    notifications._desk = Counting(house.ledger, house.clock, calendar("24/7"), run_id=1, decision_deadline_s=10.0)
+
+    async def life() -> None:
+        notifications.start()
+        for _ in range(5):
+            house.incident()
+            await notifications._tell_next(notifications._targets[0])
+        assert looks["halts"] == 1
+        control.halt(house.ledger, "by hand", T0)
+        await wait_until(lambda: written.titles == ["halt"])
+        await notifications.finish(2.0)
+
+    asyncio.run(life())
 
 
 # ---- limits ---------------------------------------------------------------------------------------------
