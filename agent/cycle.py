@@ -177,13 +177,13 @@ class Trader:
         try:
             async with asyncio.timeout(deadline_s):
                 opinions = await self.parts.strategy.opinions(observations)
+            return checked(observations.symbols, opinions)
         except TimeoutError:
             log.exception("the strategy missed its deadline", strategy=self.parts.strategy.name, deadline_s=deadline_s)
             return {s: Abstention(s, Reason.NO_ANSWER, "deadline") for s in observations.symbols}
         except Exception as error:  # any fault of a model is an abstention with a reason, never a vote
             log.exception("the strategy failed", strategy=self.parts.strategy.name)
             return {s: Abstention(s, Reason.MODEL_ERROR, str(error)[:200]) for s in observations.symbols}
-        return checked(observations.symbols, opinions)
 
     def _time_to_answer_s(self, close: datetime) -> float:
         """Return what is left of the decision deadline; a tenth of it at least, since reductions are never too late."""

@@ -163,6 +163,20 @@ def test_an_answer_that_cannot_be_used_is_an_abstention_of_its_symbol_alone(
     assert "abstained" not in votes["B"]
 
 
+@pytest.mark.parametrize("answers", [None, [None], [Opinion("A", 1, q={1: "much"}), GOOD["B"]]], ids=repr)  # type: ignore[dict-item]  # what a mind may get wrong
+def test_what_is_no_answer_at_all_is_an_abstention_and_the_daemon_goes_on(answers: Any, tmp_path: Path) -> None:
+    world = world_of(tmp_path)
+
+    async def body(parts: Parts, trader: Trader, first: datetime) -> list[Any]:
+        parts.strategy = Faulty(parts.strategy, answers)
+        while parts.clock.now() < first:
+            await parts.clock.advance(first)
+        await trader.on_close(first)
+        return rows(parts, schema.decisions)
+
+    assert {row.votes["random"]["abstained"] for row in during(world, body)} == {"model_error"}
+
+
 @pytest.mark.parametrize(("gone_s", "left_s"), [(0.0, 10.0), (6.5, 3.5), (60.0, 1.0)])
 def test_a_mind_has_what_is_left_of_the_decision_deadline(gone_s: float, left_s: float, tmp_path: Path) -> None:
     world = world_of(tmp_path, running=True)
