@@ -29,13 +29,14 @@ from agent.foresight import Foresight, NotFastError, SymbolForesight, at_once, f
 from agent.looking import View, silence
 from agent.replay import ReplayResult, result_of
 from agent.replay_desk import ReplayDesk
-from agent.replay_tables import Decided, Holdings, Path, Told, tables_of
+from agent.replay_tables import Holdings, Path, Told, decided, tables_of
 from agent.risk import breach
 from agent.trading_state import TradingState
 from brokers.calendar import DAY_NS
 from brokers.domain import Bar, Instrument, Leg
 from brokers.series import BarSeries, Float, Int, from_ns, to_ns
 from brokers.simulated.broker import SimulatedBroker
+from strategies.batch import BatchStrategy
 from strategies.decision import ExitConfig
 from strategies.sizing import SizingConfig
 from strategies.strategy import Abstention, Observations, Opinion, Reason, Strategy
@@ -156,7 +157,9 @@ class _Run:
 
     def __init__(self, settings: Settings, series: Mapping[str, BarSeries]) -> None:
         calendar = make_calendar(settings)
-        strategy, _ = make_strategy(settings)
+        strategy, _ = make_strategy(settings, replaying=True)
+        if not isinstance(strategy, BatchStrategy):
+            raise NotFastError(f"{strategy.name} answers one close after the other")
         self.settings = settings
         self.engine: MatchingEngine = make_engine(settings, series)
         opens_ns = {symbol: self.engine.opens_ns(symbol) for symbol in settings.symbols}
@@ -426,7 +429,7 @@ class _Run:
             for intent in intents:
                 if intent.leg not in (Leg.STOP, Leg.TAKE_PROFIT):
                     rows[intent.symbol]["outcome"] = outcomes[intent.intent_id].value
-        self.path.decided.append(Decided(t, decisions))
+        self.path.decided += [decided(t, row) for row in decisions]
 
     def _meet_day(self, t: int) -> None:
         """Bring the equity with which the venue day began in step where its first close was passed over."""

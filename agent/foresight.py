@@ -31,6 +31,8 @@ from strategies.strategy import Abstention, Observations, Opinion, Strategy
 
 _SAMPLES = 12
 """Closes at which features and answers are computed the live way as well, and must be the same bits."""
+_BYTES_MAX = 4_000_000_000
+"""Largest table of features that is held, bytes."""
 _APPENDED = 3
 """Bars of each sample that the incremental runner is given one by one."""
 
@@ -122,8 +124,11 @@ def foresee(
     if not isinstance(strategy, BatchStrategy):
         raise NotFastError(f"{strategy.name} answers one close after the other")
     played = {symbol: series[symbol] for symbol in settings.symbols}
-    closes_ns = _closes(settings, played, calendar, begin)
     spec = strategy.feature_spec
+    needed = sum(map(len, played.values())) * len(spec.names) * 8
+    if needed > _BYTES_MAX:
+        raise NotFastError(f"the features would need {needed / 1e9:.1f} GB of memory: choose fewer symbols or bars")
+    closes_ns = _closes(settings, played, calendar, begin)
     begin_ns = to_ns(begin)
     remembered_ns = to_ns(lookback(calendar, settings.bar_period, spec.memory_bars, begin))
     found: dict[str, SymbolForesight] = {}

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -52,12 +52,42 @@ class Holdings:
     qty: tuple[tuple[str, Decimal], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Decided:
-    """The rows of one close that was decided by the rules."""
+class Decided(NamedTuple):
+    """One row of a close that was decided by the rules: what the table needs of it, so that many rows stay small."""
 
     close: int
-    rows: Sequence[Mapping[str, Any]]
+    symbol: str
+    position: int
+    target: int
+    held_qty: float
+    action: str
+    reason: str
+    outcome: str
+    stop: float | None
+    take_profit: float | None
+    q: tuple[tuple[int, float], ...]
+    votes: str
+
+
+def decided(close: int, row: Mapping[str, Any]) -> Decided:
+    """Return a row of `agent.deciding` as the table needs it."""
+    votes: Mapping[str, Any] = row["votes"]
+    q: Mapping[str, float] = next((vote["q"] for vote in votes.values() if vote.get("q")), {})
+    stop, take_profit = row["stop"], row["take_profit"]
+    return Decided(
+        close,
+        row["symbol"],
+        row["position"],
+        row["target"],
+        float(row["held_qty"]),
+        row["action"],
+        row["reason"],
+        row["outcome"],
+        None if stop is None else float(stop),
+        None if take_profit is None else float(take_profit),
+        tuple((int(target), value) for target, value in q.items()),
+        json.dumps(votes),
+    )
 
 
 @dataclass(slots=True)
@@ -261,25 +291,20 @@ class _DecisionColumns:
         """Write the closes that were decided by the rules."""
         places = {symbol: place for place, symbol in enumerate(self.names)}
         rows: list[int] = []
-        texts: list[str] = []
         for one in self.told.path.decided:
-            base = one.close * self.count
-            for given in one.rows:
-                row = base + places[given["symbol"]]
-                rows.append(row)
-                self.position[row], self.target[row] = given["position"], given["target"]
-                self.held[row] = float(given["held_qty"])
-                self.action[row] = self.actions.code(given["action"])
-                self.reason[row] = self.reasons.code(given["reason"])
-                self.outcome[row] = self.outcomes.code(given["outcome"])
-                for name in ("stop", "take_profit"):
-                    if given[name] is not None:
-                        self.numbers[name][row] = float(given[name])
-                votes: Mapping[str, Any] = given["votes"]
-                q: Mapping[str, float] = next((vote["q"] for vote in votes.values() if vote.get("q")), {})
-                for target, value in q.items():
-                    self.numbers[_TARGETS[int(target)]][row] = value
-                texts.append(json.dumps(votes))
+            row = one.close * self.count + places[one.symbol]
+            rows.append(row)
+            self.position[row], self.target[row], self.held[row] = one.position, one.target, one.held_qty
+            self.action[row] = self.actions.code(one.action)
+            self.reason[row] = self.reasons.code(one.reason)
+            self.outcome[row] = self.outcomes.code(one.outcome)
+            if one.stop is not None:
+                self.numbers["stop"][row] = one.stop
+            if one.take_profit is not None:
+                self.numbers["take_profit"][row] = one.take_profit
+            for target, value in one.q:
+                self.numbers[_TARGETS[target]][row] = value
+        texts = [one.votes for one in self.told.path.decided]
         self.votes.add(np.array(rows, dtype=np.int64), pl.Series(texts, dtype=pl.String))
 
 
