@@ -136,11 +136,24 @@ def test_every_metric_is_documented() -> None:
 
     metrics = Metrics()
     metrics.watch_ages(lambda: {"loop": 0.0})
+    metrics.watch_llm(lambda: {"asked": 0})
     families = text_string_to_metric_families(metrics.exposition().decode())
     names = {f"{f.name}_total" if f.type == "counter" else f.name for f in families}
     ours = {name for name in names if name.startswith("tandem_")}
     page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     assert ours == set(re.findall(r"^\| `(tandem_\w+)` \|", page, re.MULTILINE))
+
+
+def test_every_event_of_the_language_model_is_documented() -> None:
+    from strategies.llm.model import COUNTED  # noqa: PLC0415  # used here alone
+    from strategies.strategy import Reason  # noqa: PLC0415  # same
+
+    operations = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    (row,) = (line for line in operations.splitlines() if line.startswith("| `tandem_llm_total` |"))
+    assert [event for event in COUNTED if f"`{event}`" not in row] == []
+    page = (ROOT / "docs" / "language-model.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"^\| `(llm_\w+)` \|", page, re.MULTILINE))
+    assert told == {one.value for one in Reason if one.name.startswith("LLM_") and one is not Reason.LLM_VOTE}
 
 
 def test_no_relative_link_is_dead() -> None:
