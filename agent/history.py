@@ -41,8 +41,8 @@ BARS_ASKED_FACTOR = 1.1
 """How much more history is asked for where trading pauses: a symbol may have bars in which nobody traded."""
 ASKED_AHEAD = 2
 """Questions for history that are with the venue at a time."""
-STORED_AT_ONCE = 50_000
-"""Bars that are written to the bar store at a time: each write makes the store's tail anew."""
+STORED_AT_ONCE = 4_000
+"""Bars in memory as objects on their way to the bar store at a time."""
 
 
 class History:
@@ -164,14 +164,14 @@ class History:
         """Write the bars that a question finds to the store, as many at a time as memory allows; returns how many."""
         counted = self.ledger.first(question.with_only_columns(func.count()))
         waiting = 0 if counted is None else int(counted[0])
-        stored = 0
-        for symbols in _groups(self.symbols, max(1, STORED_AT_ONCE * len(self.symbols) // max(waiting, 1))):
-            rows = self.ledger.rows(question.where(schema.bars_seen.c.symbol.in_(symbols)))
-            bars = [bar_of(dict(row._mapping)) for row in rows]  # noqa: SLF001 - SQLAlchemy's public name
-            if bars:
-                self._store().write_session(bars, period=self.period, calendar=self.calendar)
-            stored += len(bars)
-        return stored
+        groups = _groups(self.symbols, max(1, STORED_AT_ONCE * len(self.symbols) // max(waiting, 1)))
+        pieces = (self._seen_by(question, symbols) for symbols in groups)
+        report = self._store().write_pieces(pieces, period=self.period, calendar=self.calendar)
+        return report.added + report.revised + report.unchanged
+
+    def _seen_by(self, question: Select[Any], symbols: Sequence[str]) -> list[Bar]:
+        rows = self.ledger.rows(question.where(schema.bars_seen.c.symbol.in_(symbols)))
+        return [bar_of(dict(row._mapping)) for row in rows]  # noqa: SLF001 - SQLAlchemy's public name
 
     def _store(self) -> BarStore:
         from brokers.bar_store import BarStore  # noqa: PLC0415 - Polars is loaded only where bars are kept

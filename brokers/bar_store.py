@@ -13,6 +13,7 @@ Each file is a valid bars file (`brokers.bars`). One process writes; any number 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -113,14 +114,24 @@ class BarStore:
             BarStoreError: A bar lies outside every session, or carries a signal with a reserved name.
             OSError: The disk refused; each file is then either as before or as after.
         """
-        by_symbol: dict[str, list[Bar]] = {}
-        for bar in bars:
-            by_symbol.setdefault(bar.symbol, []).append(bar)
-        return self._write({s: _frame_of_bars(s, part, period, calendar) for s, part in by_symbol.items()}, period)
+        return self.write_pieces([bars], period=period, calendar=calendar)
+
+    def write_pieces(
+        self, pieces: Iterable[Iterable[Bar]], *, period: timedelta, calendar: TradingCalendar
+    ) -> WriteReport:
+        """Do the same with many bars, of which one piece after the other is asked for and in memory.
+
+        An error, the pieces' own included, leaves the pieces before it in the store.
+
+        Raises:
+            BarStoreError: See `write_session`.
+            OSError: Likewise.
+        """
+        return self._write((_frames_of_bars(piece, period, calendar) for piece in pieces), period)
 
     def write_series(self, series: Mapping[str, BarSeries], *, period: timedelta, revision: int = 0) -> WriteReport:
         """Merge whole series (a backfill, an import) into the store, all as one revision."""
-        return self._write({s: _frame_of_series(part, revision) for s, part in series.items() if len(part)}, period)
+        return self._write([{s: _frame_of_series(part, revision) for s, part in series.items() if len(part)}], period)
 
     def read(
         self,
@@ -181,53 +192,47 @@ class BarStore:
             raise BarStoreError(msg)
         return self._folder(period) / "history" / name
 
-    def _write(self, frames: Mapping[str, pl.DataFrame], period: timedelta) -> WriteReport:
-        if not frames:
-            return WriteReport(0, 0, 0)
-        folders = {symbol: self._symbol_folder(symbol, period) for symbol in frames}
-        known = self._tail(period, self.symbols(period))
+    def _write(self, pieces: Iterable[Mapping[str, pl.DataFrame]], period: timedelta) -> WriteReport:
         marker = self._folder(period) / "tail.dirty"
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        _remove_remains(marker.parent)
-        with atomic_write(marker):
-            pass
+        was_dirty, changed = marker.exists(), set[str]()
         added = revised = total = 0
-        for symbol, frame in frames.items():
-            folders[symbol].mkdir(parents=True, exist_ok=True)
-            _remove_remains(folders[symbol])
-            for month, part in _by_month(frame):
-                path = folders[symbol] / f"{month}.parquet"
-                merged, new, better = _merge(_read(path) if path.exists() else None, part)
-                added, revised, total = added + new, revised + better, total + len(part)
-                if new or better:
-                    write_parquet(merged, path)
-        self._rebuild_tail(period, known, changed=frames.keys())
-        marker.unlink()
-        sync_folder(marker.parent)
+        for frames in pieces:
+            folders = {symbol: self._symbol_folder(symbol, period) for symbol in frames}
+            if folders and not changed:
+                marker.parent.mkdir(parents=True, exist_ok=True)
+                _remove_remains(marker.parent)
+                with atomic_write(marker):
+                    pass
+            changed |= folders.keys()
+            for symbol, folder in folders.items():
+                folder.mkdir(parents=True, exist_ok=True)
+                _remove_remains(folder)
+                for month, part in _by_month(frames[symbol]):
+                    path = folder / f"{month}.parquet"
+                    merged, new, better = _merge(_read(path) if path.exists() else None, part)
+                    added, revised, total = added + new, revised + better, total + len(part)
+                    if new or better:
+                        write_parquet(merged, path)
+        if changed:
+            self._rebuild_tail(period, set(self.symbols(period)) if was_dirty else changed)
+            marker.unlink()
+            sync_folder(marker.parent)
         return WriteReport(added, revised, total - added - revised)
 
-    def _rebuild_tail(self, period: timedelta, known: Mapping[str, pl.DataFrame], changed: Iterable[str]) -> None:
+    def _rebuild_tail(self, period: timedelta, changed: AbstractSet[str]) -> None:
         """Write the tail anew: changed symbols from their history, the others as they were."""
         import polars as pl  # noqa: PLC0415  heavy: imported by the first read or write
 
-        anew = set(changed)
-        parts = [
-            self._last(symbol, period, self.tail_bars) if symbol in anew or symbol not in known else known[symbol]
-            for symbol in self.symbols(period)
-        ]
-        whole = pl.concat(parts, how="diagonal")
-        write_parquet(whole, self._folder(period) / "tail.parquet", rows_per_group=self.tail_bars)
+        path = self._folder(period) / "tail.parquet"
+        symbols = self.symbols(period)
+        known = _tail_parts(path, [symbol for symbol in symbols if symbol not in changed])
+        parts = [known[symbol] if symbol in known else self._last(symbol, period, self.tail_bars) for symbol in symbols]
+        write_parquet(pl.concat(parts, how="diagonal"), path, rows_per_group=self.tail_bars)
 
     def _tail(self, period: timedelta, symbols: Sequence[str]) -> dict[str, pl.DataFrame]:
         """Return the tail's rows by symbol; nothing where there is no tail to be trusted."""
-        import polars as pl  # noqa: PLC0415  heavy: imported by the first read or write
-
         path = self._folder(period) / "tail.parquet"
-        if not path.exists() or (path.parent / "tail.dirty").exists():
-            return {}
-        frame = pl.scan_parquet(path).filter(pl.col("symbol").is_in(list(symbols))).collect()
-        parts = frame.partition_by("symbol", as_dict=True, maintain_order=True)
-        return {str(key[0]): _without_absent(part) for key, part in parts.items()}
+        return {} if (path.parent / "tail.dirty").exists() else _tail_parts(path, symbols)
 
     def _last(self, symbol: str, period: timedelta, count: int) -> pl.DataFrame:
         """Return the last bars from the history, reading no more months than needed."""
@@ -240,7 +245,7 @@ class BarStore:
             found += len(parts[-1])
             if found >= count:
                 break
-        return pl.concat(reversed(parts), how="diagonal").tail(count) if parts else _empty()
+        return _copied(pl.concat(reversed(parts), how="diagonal").tail(count)) if parts else _empty()
 
     def _history(self, symbol: str, period: timedelta, start: datetime | None, end: datetime | None) -> pl.DataFrame:
         import polars as pl  # noqa: PLC0415  heavy: imported by the first read or write
@@ -254,6 +259,24 @@ class BarStore:
         if start is not None:
             frame = frame.filter(pl.col("timestamp") >= utc(start))
         return frame if end is None else frame.filter(pl.col("timestamp") < utc(end))
+
+
+def _tail_parts(path: Path, symbols: Sequence[str]) -> dict[str, pl.DataFrame]:
+    """Return a tail's rows by symbol, of those that it has."""
+    import polars as pl  # noqa: PLC0415  heavy: imported by the first read or write
+
+    if not symbols or not path.exists():
+        return {}
+    frame = pl.scan_parquet(path).filter(pl.col("symbol").is_in(list(symbols))).collect()
+    parts = frame.partition_by("symbol", as_dict=True, maintain_order=True)
+    return {str(key[0]): _without_absent(part) for key, part in parts.items()}
+
+
+def _copied(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows in memory of their own: the end of a month would keep the whole month."""
+    import polars as pl  # noqa: PLC0415  heavy: imported by the first read or write
+
+    return frame.select(pl.all().gather(range(len(frame))))
 
 
 def _remove_remains(folder: Path) -> None:
@@ -283,6 +306,13 @@ def _by_month(frame: pl.DataFrame) -> list[tuple[str, pl.DataFrame]]:
     dated = frame.with_columns(pl.col("timestamp").dt.strftime("%Y-%m").alias("_month"))
     parts = dated.partition_by("_month", as_dict=True, maintain_order=True)
     return [(str(key[0]), part.drop("_month")) for key, part in parts.items()]
+
+
+def _frames_of_bars(bars: Iterable[Bar], period: timedelta, calendar: TradingCalendar) -> dict[str, pl.DataFrame]:
+    by_symbol: dict[str, list[Bar]] = {}
+    for bar in bars:
+        by_symbol.setdefault(bar.symbol, []).append(bar)
+    return {symbol: _frame_of_bars(symbol, part, period, calendar) for symbol, part in by_symbol.items()}
 
 
 def _frame_of_bars(symbol: str, bars: Sequence[Bar], period: timedelta, calendar: TradingCalendar) -> pl.DataFrame:
