@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 
 import numpy as np
 from numpy.typing import NDArray
 
-from brokers.costs import IMPACT_FRACTION_MAX, SPLIT_RATIO, CostModel
+from brokers.calendar import TradingCalendar, period_to_ns
+from brokers.costs import IMPACT_FRACTION_MAX, SPLIT_RATIO, CostModel, ReferenceBar
 from brokers.series import BarSeries
 from training.errors import TrainingError
 
@@ -40,7 +42,8 @@ RUIN_FRACTION = 0.01
 UNUSABLE = -1
 """`run_end_T` of a row on which nothing may be decided or observed."""
 
-_PARKINSON = 1.0 / (2.0 * math.sqrt(math.log(2.0)))
+_PARKINSON = ReferenceBar.of(math.e, 1.0, 0.0).sigma
+"""Sigma of a bar whose range is one in log price: the cost model's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,8 @@ class MarketTable:
 
     Args:
         symbols: Names, in the order of their rows.
-        features_TF: float32; rows with NaN are unusable.
+        observations_TG: float32 (T, F + 1): the features (rows with NaN are unusable), then a column of zeros
+            where an observation carries its position, so that one copied row is almost an observation.
         reward_TPN: float64 log-equity change; NaN where no step can start.
         run_end_T: Last row of the run of usable rows that row t is in; `UNUSABLE` outside of runs. A step
             from t to t + 1 exists where t < run_end_T[t].
@@ -59,7 +63,7 @@ class MarketTable:
     """
 
     symbols: tuple[str, ...]
-    features_TF: Float32
+    observations_TG: Float32
     reward_TPN: Float
     run_end_T: Int
     symbol_T: Int
@@ -71,9 +75,14 @@ class MarketTable:
         return len(self.run_end_T)
 
     @property
+    def features_TF(self) -> Float32:
+        """Return (T, F) features, a view."""
+        return self.observations_TG[:, :-1]
+
+    @property
     def n_features(self) -> int:
         """Return F."""
-        return int(self.features_TF.shape[1])
+        return int(self.observations_TG.shape[1]) - 1
 
     @property
     def start_rows(self) -> Int:
@@ -83,15 +92,24 @@ class MarketTable:
     def where(self, keep_T: NDArray[np.bool_]) -> MarketTable:
         """Return the table with every row outside `keep_T` made unusable; runs are cut accordingly."""
         usable_T = keep_T & (self.run_end_T != UNUSABLE)
-        return MarketTable(
-            symbols=self.symbols,
-            features_TF=self.features_TF,
-            reward_TPN=self.reward_TPN,
-            run_end_T=_run_ends(usable_T, self.symbol_T),
-            symbol_T=self.symbol_T,
-            close_ns_T=self.close_ns_T,
-            latency_bars=self.latency_bars,
-        )
+        joined_T = np.append(self.run_end_T[:-1] > np.arange(len(self) - 1), values=False)
+        return replace(self, run_end_T=_run_ends(usable_T, joined_T))
+
+    def without_gaps(self, joined_T: NDArray[np.bool_]) -> MarketTable:
+        """Return the table in which no run and no step crosses a gap.
+
+        A step is decided at a row and paid in the bars up to its fill, `latency_bars` rows later: where any two
+        neighbours of these are not joined, the step does not exist.
+
+        Args:
+            joined_T: False at the last row before each gap (`joined_bars` tells them).
+        """
+        steps_T = np.arange(len(self)) < self.run_end_T
+        for later in range(self.latency_bars):
+            steps_T[: len(self) - later] &= joined_T[later:]
+        observable_T = steps_T.copy()
+        observable_T[1:] |= steps_T[:-1]
+        return replace(self, run_end_T=_run_ends(observable_T, steps_T))
 
 
 def build_table(
@@ -121,18 +139,19 @@ def build_table(
             raise TrainingError(f"{symbol} has {len(bars)} bars but {features[symbol].shape[0]} rows of features")
     symbols = tuple(series)
     symbol_T = np.repeat(np.arange(len(symbols)), [len(series[s]) for s in symbols])
-    features_TF = np.concatenate([np.asarray(features[s], np.float32) for s in symbols])
+    observations_TG = np.zeros((len(symbol_T), features[symbols[0]].shape[1] + 1), dtype=np.float32)
+    np.concatenate([features[s] for s in symbols], out=observations_TG[:, :-1], casting="same_kind")
     reward_TPN = np.concatenate([reward_table(series[s], costs, capital_usd=capital_usd) for s in symbols])
     # The last k rows of a series have no fill; the first of them can still be observed, as the end of a step.
     has_fill_T = ~np.isnan(reward_TPN[:, 1, 1])
     observable_T = has_fill_T.copy()
     observable_T[1:] |= has_fill_T[:-1] & (symbol_T[1:] == symbol_T[:-1])
-    usable_T = observable_T & np.isfinite(features_TF).all(axis=1)
+    usable_T = observable_T & np.isfinite(observations_TG).all(axis=1)
     return MarketTable(
         symbols=symbols,
-        features_TF=features_TF,
+        observations_TG=observations_TG,
         reward_TPN=reward_TPN,
-        run_end_T=_run_ends(usable_T, symbol_T),
+        run_end_T=_run_ends(usable_T, np.append(symbol_T[1:] == symbol_T[:-1], values=False)),
         symbol_T=symbol_T,
         close_ns_T=np.concatenate([series[s].close_ns for s in symbols]),
         latency_bars=costs.latency_bars,
@@ -184,14 +203,37 @@ def side_fractions(costs: CostModel, qty_T: Float, sigma_T: Float, volume_T: Flo
         share_T = np.where(volume_T > 0.0, np.abs(qty_T) / volume_T, np.inf)
     law_T = costs.impact * sigma_T * np.sqrt(np.minimum(share_T, costs.participation_cap))
     impact_T = np.minimum(law_T, IMPACT_FRACTION_MAX)
-    return np.where(qty_T == 0.0, 0.0, impact_T) + (costs.fee_bps + costs.half_spread_bps) * 1e-4
+    return np.where(qty_T == 0.0, 0.0, impact_T) + costs.side_fraction(0.0, ReferenceBar(0.0, 0.0))
 
 
-def _run_ends(usable_T: NDArray[np.bool_], symbol_T: Int) -> Int:
-    """Return for each usable row the last row of its unbroken run within one symbol."""
+def joined_bars(
+    bars: BarSeries, calendar: TradingCalendar, period: timedelta, *, missing_bars_max: int
+) -> NDArray[np.bool_]:
+    """Return (T,): True where the next bar follows with at most `missing_bars_max` bars of the calendar missing.
+
+    A night or a holiday is no gap: the calendar expects no bars in it, and a position is held through it. Bars
+    that the calendar expects and the series does not have are one. The last bar is joined to nothing.
+
+    Raises:
+        TrainingError: A negative number of bars.
+    """
+    if missing_bars_max < 0:
+        raise TrainingError(f"missing_bars_max is {missing_bars_max}: 0 makes every missing bar a gap")
+    joined_T = np.zeros(len(bars), dtype=bool)
+    if len(bars) < 2:
+        return joined_T
+    expected = calendar.grid_ns(int(bars.close_ns[0]), int(bars.close_ns[-1]), period_to_ns(period))[2]
+    missing_t = np.diff(np.searchsorted(expected, bars.close_ns, "right")) - 1
+    joined_T[:-1] = missing_t <= missing_bars_max
+    return joined_T
+
+
+def _run_ends(usable_T: NDArray[np.bool_], joined_T: NDArray[np.bool_]) -> Int:
+    """Return for each usable row the last row of its unbroken run; `joined_T` tells whether the next row follows."""
     length = len(usable_T)
-    last_T = np.ones(length, dtype=bool)
-    last_T[:-1] = ~usable_T[1:] | (symbol_T[1:] != symbol_T[:-1])
+    last_T = ~joined_T
+    last_T[:-1] |= ~usable_T[1:]
+    last_T[-1] = True
     candidate_T = np.where(last_T, np.arange(length), length)
     end_T = np.minimum.accumulate(candidate_T[::-1])[::-1]
     return np.where(usable_T, end_T, UNUSABLE)
