@@ -95,7 +95,7 @@ class Trader:
         await self.resume()
         if not self.clock.stepped:  # a stepped venue is looked at whenever its time has moved
             await self.parts.reconciler.sync()
-        with _collected_afterwards():
+        with collected_afterwards():
             view = await self.looker.look(close)
             answers = await self._ask(view)
             self._take_control(view.control)
@@ -340,7 +340,7 @@ class Trader:
 
 
 @contextmanager
-def _collected_afterwards() -> Iterator[None]:
+def collected_afterwards() -> Iterator[None]:
     """Put off the search for cyclic garbage: for the rows of ten thousand symbols Python would search all that lives.
 
     What is looked at and decided in between waits no longer than the decision deadline.

@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -134,6 +135,35 @@ def test_a_crash_between_history_and_tail_loses_nothing(tmp_path: Path) -> None:
     store.write_session(bars_of(series, 9), period=FIVE, calendar=ALWAYS)
     assert not (tmp_path / "5m" / "tail.dirty").exists()
     assert_same(store.read("BTC/USD", FIVE, last_n=10), series)
+
+
+def test_bars_that_come_in_pieces_are_stored_as_if_they_came_at_once(tmp_path: Path) -> None:
+    series = market(300, symbols=("A", "B", "C"))
+    at_once, in_pieces = BarStore(tmp_path / "one"), BarStore(tmp_path / "other")
+    whole = at_once.write_session([bar for s in series for bar in bars_of(series[s])], period=FIVE, calendar=ALWAYS)
+    pieces = (bars_of(series[s], begin, begin + 100) for begin in (0, 100, 200) for s in series)
+    assert in_pieces.write_pieces(pieces, period=FIVE, calendar=ALWAYS) == whole
+    for symbol in series:
+        for last_n in (None, 250):
+            assert_same(in_pieces.read(symbol, FIVE, last_n=last_n), at_once.read(symbol, FIVE, last_n=last_n))
+
+
+def test_pieces_that_break_off_leave_what_was_stored_and_the_next_write_makes_the_tail_whole(tmp_path: Path) -> None:
+    series = market(20, symbols=("A", "B"))
+    store = BarStore(tmp_path)
+    store.write_series({s: part.slice(0, 10) for s, part in series.items()}, period=FIVE)
+
+    def pieces() -> Iterator[list[Bar]]:
+        yield bars_of(series["A"], 10)
+        raise OSError(errno.EIO, "the ledger's disk is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        store.write_pieces(pieces(), period=FIVE, calendar=ALWAYS)
+    assert_same(store.read("A", FIVE, last_n=20), series["A"])
+    store.write_session(bars_of(series["B"], 10), period=FIVE, calendar=ALWAYS)
+    assert not (tmp_path / "5m" / "tail.dirty").exists()
+    for symbol, part in store.read_many(["A", "B"], FIVE, 20).items():
+        assert_same(part, series[symbol])
 
 
 def test_a_disk_that_fails_in_a_write_leaves_every_file_as_it_was(tmp_path: Path) -> None:
