@@ -306,8 +306,8 @@ class Registry:
             return Slot(
                 name=name,
                 policy=_policy_id(content),
-                llm=content["llm"],
-                fusion=content["fusion"],
+                llm=_part(content, "llm"),
+                fusion=_weights(_part(content, "fusion")),
                 at=utc(datetime.fromisoformat(content["at"])),
                 reason=str(content["reason"]),
                 history=tuple(entry for entry in content["history"] if _policy_id(entry)),
@@ -388,6 +388,18 @@ def _policy_id(entry: Mapping[str, Any]) -> str:
     if not isinstance(policy, str) or not _POLICY_ID.fullmatch(policy):
         raise ValueError(f"policy {policy!r} is not an id")
     return policy
+
+
+def _part(content: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    """Return a slot's part; raises what a damaged entry raises."""
+    part = content[name]
+    if part is not None and not isinstance(part, dict):
+        raise ValueError(f"{name} {part!r} is not an object")
+    return part
+
+
+def _weights(fusion: Mapping[str, Any] | None) -> Mapping[str, float] | None:
+    return None if fusion is None else {name: float(value) for name, value in fusion.items()}
 
 
 def _entry(slot: Slot) -> dict[str, Any]:

@@ -12,10 +12,11 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,48 @@ def test_a_killed_daemon_goes_on_as_one_that_was_not(
     assert differences(venue_part(rows), books) == [], told
     replayed = rows_at(backtest(run, played.ledger, tmp_path / "out"))
     assert differences({"decisions": rows["decisions"]}, {"decisions": replayed["decisions"]}) == [], told
+
+
+def logged(played: VoicedStage, words: str) -> bool:
+    """Wait for the daemon to say so; False where it ended before."""
+    deadline = time.monotonic() + 30.0
+    while words not in played.daemon_log():
+        assert time.monotonic() < deadline, played.daemon_log()[-2000:]
+        if played.daemon is None or played.daemon.poll() is not None:
+            return words in played.daemon_log()
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.slow
+def test_the_exchanges_time_stands_until_a_cold_model_is_loaded(house: Path, market: Market) -> None:
+    with serve_in_thread(Standin(parallel=8, load_s=1.5)) as url:
+        short = replace(market, closes=6)
+        with voiced_stage(house / "cold", short, url) as played:
+            played.start_daemon()
+            played.finish_daemon()
+            assert "waiting for the language model to be loaded" in played.daemon_log()
+        assert {vote for *_, vote, _ in votes_at(played.ledger)} <= {0, 1}
+
+
+@pytest.mark.slow
+def test_a_daemon_that_waits_for_a_model_ends_in_time_when_it_is_told_to(house: Path, market: Market) -> None:
+    with serve_in_thread(Standin(faults=["hang"])) as url, voiced_stage(house / "hung", market, url) as played:
+        played.start_daemon()
+        assert logged(played, "waiting for the language model to be loaded")
+        assert played.daemon is not None
+        began = time.monotonic()
+        played.daemon.terminate()
+        played.finish_daemon()
+        assert time.monotonic() - began < 6.0
+
+
+@pytest.mark.slow
+def test_without_a_server_the_policy_decides_at_once(house: Path, market: Market) -> None:
+    with voiced_stage(house / "alone", replace(market, closes=6), "http://127.0.0.1:9") as played:
+        played.start_daemon()
+        played.finish_daemon()
+    assert {vote for *_, vote, _ in votes_at(played.ledger)} <= {"llm_unreachable", "llm_breaker_open"}
 
 
 # ---- every point ---------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,6 +169,28 @@ def test_a_language_model_tuned_on_another_policy_does_not_fit(registry: Registr
     llm = {"tag": "trader", "tuned_on": policies[0]}
     assert registry.promote("s", policies[0], at=NOW, reason="-", llm=llm).llm_fits
     assert not registry.promote("s", policies[1], at=NOW, reason="-", llm=llm).llm_fits
+
+
+@pytest.mark.parametrize("damage", [{"llm": ["tandem"]}, {"fusion": 0.5}, {"fusion": {"llm_weight": "much"}}])
+def test_a_slot_whose_language_model_cannot_be_read_is_damaged(
+    damage: dict[str, Any], registry: Registry, policies: list[str]
+) -> None:
+    registry.promote("s", policies[0], at=NOW, reason="-")
+    path = registry.root / "slots" / "s.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage}))
+    with pytest.raises(BundleError, match="damaged"):
+        registry.slot("s")
+
+
+@pytest.mark.parametrize("tuned_here", [True, False])
+def test_a_language_model_weighs_only_what_it_has_earned_on_this_policy(
+    tuned_here: bool,  # noqa: FBT001 - a parameter of the test
+    registry: Registry,
+    policies: list[str],
+) -> None:
+    llm = {"model": "tandem", "tuned_on": policies[0 if tuned_here else 1]}
+    slot = registry.promote("s", policies[0], at=NOW, reason="-", llm=llm, fusion={"llm_weight": 0.5})
+    assert slot.llm_weight == (0.5 if tuned_here else 0.0)
 
 
 @pytest.mark.parametrize("ask", [lambda r: r.slot("none"), lambda r: r.show("0" * 16), lambda r: r.slot("../x")])
