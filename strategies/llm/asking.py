@@ -3,7 +3,8 @@
 One close is one round: the model on the server is checked, then every question is asked, at most `concurrency`
 at once, in their order, until the deadline. A newer close ends the round of an older one. A model that is not
 loaded is loaded beside the rounds, with a long time limit, and nothing is asked meanwhile: a client that gave up
-at a deadline would make the server give up loading, every time.
+at a deadline would make the server give up loading, every time. A server that was left alone is probed in the same
+way: no close waits for one that still hangs.
 """
 
 from __future__ import annotations
@@ -175,8 +176,6 @@ class Asking:
         if one.ended_by is not None:
             return
         one.is_checked = True
-        if self.breaker.is_half_open:
-            await self._ask(one, one.waiting.popleft())
         async with asyncio.TaskGroup() as group:
             for _ in range(min(self._config.concurrency, len(one.waiting))):
                 group.create_task(self._work(one))
@@ -242,6 +241,9 @@ class Asking:
         """Return why nothing may be asked at this moment; begin to load a cold model."""
         if self.breaker.is_open:
             return self._paused()
+        if self.breaker.is_half_open:
+            self._begin_loading()
+            return Why(Reason.LLM_BREAKER_OPEN, f"{self.breaker.failures} failures in a row: it is being probed")
         if self._is_loaded and not self._is_loading:
             return None
         if not self._is_loading and self.load_fault is not None and self._clock() < self._load_again_at:
@@ -284,16 +286,24 @@ class Asking:
         return self._is_loaded
 
     async def _load(self) -> None:
+        """Load the model; the same question probes a server that was left alone, and then decides for the breaker."""
+        now, config = asyncio.get_running_loop().time, self._config
+        limit_s = config.deadline_s if self.breaker.is_half_open else config.warm_up_s
         try:
-            async with asyncio.timeout(self._config.warm_up_s):
+            async with asyncio.timeout(limit_s) as limit:
                 why = await self._why_not_its_digest()
                 if why is None:
+                    if self.breaker.is_half_open and not await self._server.is_loaded():
+                        limit_s = config.warm_up_s  # it may have been started anew, with nothing in memory
+                        limit.reschedule(now() + limit_s)
                     await self._server.chat(self._example)
         except TimeoutError:
-            why = Why(Reason.LLM_TIMEOUT, f"the model was not loaded within {self._config.warm_up_s:g} s")
+            why = Why(Reason.LLM_TIMEOUT, f"the model was not loaded within {limit_s:g} s")
         except AnswerFault as fault:
             why = fault.why
         self._is_loaded, self.load_fault = why is None, why
+        if self.breaker.is_half_open:
+            self.breaker.succeeded() if why is None else self.breaker.failed()
         self._load_again_at = self._clock() + self._config.breaker_pause_s
 
     async def aclose(self) -> None:

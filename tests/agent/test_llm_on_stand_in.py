@@ -186,10 +186,14 @@ def test_the_breaker_opens_and_recovers() -> None:
         assert len(standin.asked()) == asked
         now[0] += 31.0
         answers, took_s = await timed(model.opinions(observe(4, hour=2)))
-        assert reasons(answers) == [Reason.LLM_TIMEOUT] + [Reason.LLM_BUSY] * 3
-        assert len(standin.asked()) == asked + 1  # one probe
+        assert reasons(answers) == [Reason.LLM_BREAKER_OPEN] * 4
+        assert took_s < SLACK_S
+        assert not await model.warm_up()
+        assert len(standin.asked()) == asked + 1  # one probe, for which the close did not wait
         now[0] += 31.0
         standin.set_faults()
+        assert reasons(await model.opinions(observe(4, hour=2))) == [Reason.LLM_BREAKER_OPEN] * 4
+        assert await model.warm_up()
         assert all(isinstance(answer, Opinion) for answer in await model.opinions(observe(4, hour=3)))
         assert (model.status().state, model.status().failures) == ("ready", 0)
 

@@ -510,11 +510,14 @@ def test_the_breaker_opens_pauses_probes_with_one_question_and_recovers() -> Non
         assert not server.seen
         now[0] += 31.0
         assert model.status().state == "probing"
-        answers = await model.opinions(observe(5))
-        assert reasons(answers) == [Reason.LLM_UNREACHABLE] + [Reason.LLM_BREAKER_OPEN] * 4
+        assert set(reasons(await model.opinions(observe(5)))) == {Reason.LLM_BREAKER_OPEN}
+        assert not await model.warm_up()
         assert len(server.asked()) == 1
+        assert model.status().state == "paused"
         now[0] += 31.0
         server.chat = lambda *_: Reply(chat_body())
+        assert set(reasons(await model.opinions(observe(5)))) == {Reason.LLM_BREAKER_OPEN}
+        assert await model.warm_up()
         assert all(isinstance(answer, Opinion) for answer in await model.opinions(observe(5)))
         assert (model.status().state, model.status().failures) == ("ready", 0)
 
@@ -528,6 +531,23 @@ def test_a_server_that_hangs_opens_the_breaker_at_the_deadline() -> None:
         assert reasons(await model.opinions(observe(4))) == [Reason.LLM_BREAKER_OPEN] * 4
 
     on_server(work, script={"chat": lambda *_: Reply(hang=True)}, deadline_s=0.2)
+
+
+def test_no_close_waits_for_the_probe_of_a_server_that_still_hangs() -> None:
+    now = [0.0]
+
+    async def work(model: LanguageModel, server: ScriptedOllama) -> None:
+        await model.opinions(observe(4))
+        for _ in range(3):
+            now[0] += 300.0
+            began = time.monotonic()
+            assert set(reasons(await model.opinions(observe(4)))) == {Reason.LLM_BREAKER_OPEN}
+            assert time.monotonic() - began < model.config.deadline_s / 2
+            assert server.in_flight <= 1
+            assert not await model.warm_up()
+        assert model.status().state == "paused"
+
+    on_server(work, script={"chat": lambda *_: Reply(hang=True)}, clock=lambda: now[0])
 
 
 @pytest.mark.parametrize("reply", [Reply({"error": "busy"}, 503), content("prose")], ids=["busy", "bad answers"])
