@@ -338,10 +338,11 @@ class Decider:
             if order.leg is Leg.CLOSE:
                 return 0
         held = self.state.book.qty(symbol)
-        newest = self.newest.get(symbol)
-        least = self.parts.instruments[symbol].min_notional
-        if held and (newest is None or abs(held) * Decimal(repr(newest.close)) >= least):
-            return 1 if held > 0 else -1
+        if held:
+            newest = self.newest.get(symbol)
+            least = self.parts.instruments[symbol].min_notional
+            if newest is None or abs(held) * Decimal(repr(newest.close)) >= least:
+                return 1 if held > 0 else -1
         entry = self.state.working_entry(symbol)
         return 0 if entry is None else entry.side.sign
 

@@ -10,6 +10,7 @@ Axes: T closes, S symbols.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -413,9 +414,9 @@ class _Run:
         view = self._view(t)
         answers = self._answers(t, view.close_time)
         for symbol, bars in view.bars.items():
-            before = self.newest.get(symbol)
-            if bars and before is not None:
-                self.desk.split(symbol, bars[0], before, view.positions)
+            one = self.seen.symbols[symbol]
+            if bars and one.reach.opens_with_action(int(one.bar_T[t])) and symbol in self.newest:
+                self.desk.split(symbol, bars[0], self.newest[symbol], view.positions)
         decisions, intents = self.decider.decide(view, answers, self._remembered(view.close_time, t))
         self.desk.note(intents)
         self._entries.extend((intent.close_time, intent.symbol) for intent in intents if intent.leg is Leg.ENTRY)
@@ -444,23 +445,25 @@ class _Run:
         self.state.day, self.state.day_start_equity = day, self._equity_at(max(first - 1, 0))
 
     def _view(self, t: int) -> View:
-        seen = [self.seen.symbols[symbol] for symbol in self.symbols]
-        places = [int(one.bar_T[t]) for one in seen]
-        bars = {
-            symbol: [one.series.bar(place)] if place >= 0 else []
-            for symbol, one, place in zip(self.symbols, seen, places, strict=True)
-        }
-        halt = {} if self.halted is None else {"halt": {"halted": True, "reason": self.halted}}
-        newest = [int(one.last_T[t]) for one in seen]
+        bars: dict[str, list[Bar]] = {}
+        volatility: list[float] = []
+        out_of_range: list[int] = []
+        for symbol in self.symbols:
+            one = self.seen.symbols[symbol]
+            place, newest = one.bar_T[t], one.last_T[t]
+            bars[symbol] = [one.series.bar(place)] if place >= 0 else []
+            is_warm = newest >= 0 and one.seen_T[t] >= self.seen.spec.memory_bars
+            volatility.append(one.volatility_N[newest] if is_warm else math.nan)
+            out_of_range.append(one.out_of_range_N[newest])
         return View(
             close_time=from_ns(self.closes_ns[t]),
             bars=bars,
             account=self.engine.account(),
             positions=self.engine.positions(),
-            control=halt,
+            control={} if self.halted is None else {"halt": {"halted": True, "reason": self.halted}},
             features_SF=_NO_FEATURES,
-            volatility_S=np.array([self._volatility(one, t, place) for one, place in zip(seen, newest, strict=True)]),
-            out_of_range_S=np.array([one.out_of_range_N[place] for one, place in zip(seen, newest, strict=True)]),
+            volatility_S=np.array(volatility),
+            out_of_range_S=np.array(out_of_range),
         )
 
     def _row(self, one: SymbolForesight, t: int) -> Float:
@@ -470,10 +473,6 @@ class _Run:
             return np.full(len(self.seen.spec.names), np.nan)
         row_F: Float = one.features_NF[place]
         return row_F
-
-    def _volatility(self, one: SymbolForesight, t: int, place: int) -> float:
-        is_warm = place >= 0 and one.seen_T[t] >= self.seen.spec.memory_bars
-        return float(one.volatility_N[place]) if is_warm else float("nan")
 
     def _answers(self, t: int, close: datetime) -> list[Opinion | Abstention]:
         answers: dict[str, Opinion | Abstention] = {}

@@ -24,6 +24,7 @@ class Reach:
         self._low: Float = series.low if is_low else np.minimum(series.low, series.open)
         self._high: Float = series.high if is_high else np.maximum(series.high, series.open)
         self._actions = np.flatnonzero(series.adj_factor[1:] != series.adj_factor[:-1]) + 1
+        self._with_action = frozenset(self._actions.tolist())
 
     def first(self, begin: int, end: int, below: float, above: float) -> int:
         """Return the first bar of begin .. end (exclusive) that trades at or beyond a level; `end` where none does."""
@@ -42,3 +43,7 @@ class Reach:
             return end
         place = int(self._actions.searchsorted(begin))
         return end if place == len(self._actions) else min(int(self._actions[place]), end)
+
+    def opens_with_action(self, bar: int) -> bool:
+        """Tell whether a bar opens with a split or dividend."""
+        return bar in self._with_action
