@@ -27,7 +27,7 @@ from agent.records import (
 )
 from agent.splits import meet_split
 from agent.stranded import LOOKS_MAX as CLEARING_LOOKS_MAX
-from agent.stranded import cancel, stranded_orders
+from agent.stranded import cancel, is_booked, stranded_orders
 from agent.trading_state import ArmedExit, KnownOrder, TradingState
 from brokers.account import Holding
 from brokers.domain import ExitPlan, Fill, Order, OrderState, Position, Side, UnavailableError
@@ -307,7 +307,7 @@ class Reconciler:
         if not self.clock.stepped:
             await self.pause(SECOND_LOOK_S)  # the sibling of a leg that has filled goes by itself
         booked = await self._read_back()
-        found = stranded_orders(self.state, positions, corrected)
+        found = [each for each in stranded_orders(self.state, positions, corrected) if is_booked(self.ledger, each)]
         self._stranded = {order.client_id: CLEARING_LOOKS_MAX for order in found}
         return booked + await self._clear_stranded()
 

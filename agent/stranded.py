@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from decimal import Decimal
 
+from sqlalchemy import select
+
+from agent.ledger import schema
+from agent.ledger.store import Ledger, total
 from agent.trading_state import KnownOrder, TradingState
 from brokers.domain import Leg, Position, RateLimitedError, RejectedError, UnavailableError
 from brokers.protocol import Broker
@@ -38,6 +42,16 @@ def _is_stranded(
         return False  # not agreed with the venue yet
     closable = max(-order.side.sign * held, Decimal(0))
     return not closable or (order.symbol in corrected and order.qty - order.filled_qty > closable)
+
+
+def is_booked(ledger: Ledger, order: KnownOrder) -> bool:
+    """Tell whether every execution of a leg's entry is in the ledger: before that, the position may only be late.
+
+    A running venue may say that an order has filled seconds before it tells the fill and the position.
+    """
+    entry = ledger.first(select(schema.orders.c.filled_qty).where(schema.orders.c.client_id == order.parent_client_id))
+    fills = ledger.rows(select(schema.fills.c.qty).where(schema.fills.c.client_id == order.parent_client_id))
+    return entry is None or total([fill.qty for fill in fills]) >= entry.filled_qty
 
 
 async def cancel(broker: Broker, client_id: str, pause: Callable[[float], Awaitable[None]]) -> str:

@@ -307,6 +307,41 @@ def test_a_cancellation_that_is_not_heard_is_tried_again_at_the_next_looks(world
     assert sum(text.endswith("not held: cancelled") for text in told) == len(left)
 
 
+class Lagging(LateFills):
+    """A venue that says that an order has filled, and tells neither the fill nor the position yet."""
+
+    async def positions(self) -> dict[str, Position]:
+        return {} if self.asked <= self._late else dict(await self._venue.positions())
+
+
+def just_entered(worlds: Worlds) -> World:
+    """Return a world whose daemon died after it sent an entry, which has filled since, and whose legs stand."""
+    labels = worlds.new().play().labels
+    for point in [number for number, label in enumerate(labels, start=1) if label == "after submit"]:
+        world = crashed(worlds, point)
+        world.engine.run_until(world.engine.now + PERIOD)
+        if guarded(world) and not any(row.qty for row in rows(world, schema.positions)):
+            return world
+        worlds.drop(world)
+    raise AssertionError("no entry filled in the bar after it was sent")
+
+
+def test_exits_of_a_position_that_is_told_late_stay(worlds: Worlds) -> None:
+    world = just_entered(worlds)
+    legs = guarded(world)
+
+    async def body(parts: Parts) -> Reconciliation:
+        parts.reconciler.clock = RunningClock(world.engine)
+        parts.reconciler.broker = Lagging(parts, late=10)  # type: ignore[assignment]  # it answers as the broker does
+        return await parts.reconciler.reconcile()
+
+    assert during(world, body).corrected == ()
+    assert guarded(world) == legs
+    assert reconciled(world).fills > 0
+    assert guarded(world) == legs
+    assert rows(world, schema.incidents) == []
+
+
 def test_exits_of_a_position_that_is_held_stay(worlds: Worlds) -> None:
     world = holding(worlds)
     left = guarded(world)
