@@ -255,8 +255,30 @@ def test_observations_are_written_where_they_are_wanted() -> None:
     out = np.full((3, 4), np.nan, dtype=np.float32)
     assert batch.observe(out) is out
     np.testing.assert_array_equal(out, MarketBatch.observe(batch))
-    with pytest.raises(TrainingError, match="give float32"):
+    with pytest.raises(TrainingError, match="give contiguous float32"):
         batch.observe(np.zeros((3, 4)))
+
+
+@given(market=markets(), shorts=st.booleans(), seed=st.integers(0, 2**16))
+def test_an_observed_advance_is_a_played_step_and_the_observation_after_it(
+    *, market: SmallMarket, shorts: bool, seed: int
+) -> None:
+    table = market.table()
+    if len(table.start_rows) == 0:
+        return
+    observed, unseen = (batch_of(CompiledBatch, table, 40, shorts=shorts) for _ in range(2))
+    streams = [np.random.default_rng(seed) for _ in range(2)]
+    for batch, stream in zip((observed, unseen), streams, strict=True):
+        batch.reset(stream)
+    actions, out = np.random.default_rng(seed), observed.observe()
+    for _ in range(20):
+        action_N = actions.integers(3, size=40)
+        observation, step = observed.advance(action_N, streams[0], out)
+        expected = unseen.play(action_N[np.newaxis], streams[1])
+        assert observation is out
+        np.testing.assert_array_equal(observation, MarketBatch.observe(unseen))
+        np.testing.assert_array_equal(step.reward_KN, expected.reward_KN)
+        np.testing.assert_array_equal(step.ended_KN, expected.ended_KN)
 
 
 def test_starts_drawn_ahead_are_drawn_again_when_they_are_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
