@@ -84,6 +84,76 @@ def dqn(
         _print(outcome)
 
 
+@app.command("bench")
+def bench(
+    worlds: Annotated[
+        list[str] | None, typer.Option("--world", help="World to play in; repeatable.", show_default="all of them")
+    ] = None,
+    strategies: Annotated[
+        list[str] | None,
+        typer.Option("--strategy", help="Strategy, as name or name:param=value,...; repeatable.", show_default="all"),
+    ] = None,
+    bundles: Annotated[
+        list[Path] | None, typer.Option("--bundle", help="Folder of a model bundle; repeatable.", show_default="none")
+    ] = None,
+    bars: Annotated[int, typer.Option(min=100, max=10_000_000, help="Decisions on each path.")] = 20_000,
+    seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Paths, each of a seed of its own.")] = 16,
+    first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first path.")] = 0,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="world.param=value; repeatable.", show_default="none")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,  # noqa: FBT002 -- Typer's flag
+) -> None:
+    """Score strategies and bundles by the fraction of the optimum that they capture in worlds where it is known."""
+    _logs_to_stderr()
+    with _one_screen(), _progress("scoring") as on_progress:
+        from training.markets.suite import load_worlds, run_bench  # noqa: PLC0415 -- heavy: paid by this command alone
+        from training.markets.tables import print_report, result  # noqa: PLC0415 -- as above
+
+        chosen = load_worlds(overrides or ()).chosen(worlds or ())
+        span = range(first_seed, first_seed + seeds)
+        done = 0
+
+        def on_row(_name: str, _seed: int) -> None:
+            nonlocal done
+            done += 1
+            on_progress(done, 0)
+
+        reports = []
+        for report in run_bench(chosen, strategies or (), bundles or (), bars=bars, seeds=span, on_row=on_row):
+            reports.append(report)
+            if not as_json:
+                print_report(report, bars=bars, seeds=span)
+    if as_json:
+        typer.echo(
+            json.dumps({"bars": bars, "seeds": list(span), "worlds": [result(one) for one in reports]}, indent=2)
+        )
+
+
+@app.command("world")
+def world(
+    name: Annotated[str, typer.Argument(help="World.", metavar="NAME")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write; it must not exist yet.", show_default=False)],
+    bars: Annotated[int, typer.Option(min=1, max=10_000_000, help="Bars.")] = 100_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the path.")] = 0,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="world.param=value; repeatable.", show_default="none")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,  # noqa: FBT002 -- Typer's flag
+) -> None:
+    """Write bars of a world to train on; `tandem train bench` never plays them."""
+    _logs_to_stderr()
+    with _one_screen():
+        from training.markets.suite import load_worlds, write_bars  # noqa: PLC0415 -- heavy: paid by this command alone
+
+        (one,) = load_worlds(overrides or ()).chosen((name,))
+        write_bars(one.path(bars, seed, "training").series, out)
+    if as_json:
+        typer.echo(json.dumps({"world": name, "bars": bars, "seed": seed, "out": str(out), **one.model_dump()}))
+    else:
+        typer.echo(f"{bars} bars of {name}, seed {seed}, in {out}")
+
+
 def _time(option: str, text: str | None) -> Any:
     """Read an ISO date or time; a plain one is UTC."""
     from datetime import UTC, datetime  # noqa: PLC0415 -- beside its only use
@@ -130,16 +200,16 @@ def _one_screen() -> Iterator[None]:
 
 
 @contextmanager
-def _progress() -> Iterator[OnProgress]:
+def _progress(task_name: str = "training") -> Iterator[OnProgress]:
     """Show a progress bar on stderr, so that stdout holds the result alone."""
     from rich.console import Console  # noqa: PLC0415 -- heavy: paid by this command alone
     from rich.progress import Progress  # noqa: PLC0415 -- as above
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("training", total=None)
+        task = bar.add_task(task_name, total=None)
 
         def on_progress(done: int, planned: int) -> None:
-            bar.update(task, completed=done, total=planned)
+            bar.update(task, completed=done, total=planned or None)
 
         yield on_progress
 

@@ -54,7 +54,7 @@ class Path:
     Args:
         series: The bars, all that a strategy may see.
         state_T: What the best policy decides by at each close (the nodes' unit).
-        growth_TP: Conditional mean, given everything hidden, of the log growth over the bar after each close.
+        growth_TP: Conditional mean of the log growth over the bar after each close, given at least all that bars tell.
         hidden: Further columns behind the bars, by name.
     """
 
