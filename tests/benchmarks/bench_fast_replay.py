@@ -80,8 +80,8 @@ def theirs(python: str, bars: int, fast: int, slow: int) -> dict[str, Any] | Non
     return found
 
 
-def crossing(bars: int, windows: str, repeats: int, python: str) -> list[Figure]:
-    """Measure one pair of windows."""
+def crossing(bars: int, windows: str, repeats: int, python: str | None) -> list[Figure]:
+    """Measure one pair of windows; without `python`, our side alone."""
     fast, slow = (int(text) for text in windows.split(":"))
     settings, series = cross_settings(fast, slow), series_of(bars)
     ours: list[float] = []
@@ -91,7 +91,7 @@ def crossing(bars: int, windows: str, repeats: int, python: str) -> list[Figure]
         began = time.process_time()
         result = fast_replay(settings, series)
         ours.append(bars / (time.process_time() - began))
-        run = theirs(python, bars, fast, slow)
+        run = None if python is None else theirs(python, bars, fast, slow)
         if run is not None:
             other.append(bars / run["cpu_s"])
             mine = traded_bars(result)
@@ -130,14 +130,17 @@ def main() -> None:
     parser.add_argument("--bars", type=int, default=1_000_000)
     parser.add_argument("--windows", nargs="*", default=["10:30", "50:200", "500:2000"], help="FAST:SLOW")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--backtesting-python", default=sys.executable, help="interpreter that has backtesting.py")
+    parser.add_argument("--backtesting-python", default=sys.executable, help="interpreter that has it")
     parser.add_argument("--recorded", type=Path, help="bars file of 5 minutes for the DQN")
     options = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     fast_replay(cross_settings(10, 30), series_of(3_000))  # imports are not measured
+    python = options.backtesting_python
+    if theirs(python, 1_000, 10, 30) is None:
+        python = None
     figures = []
     for windows in options.windows:
-        figures += crossing(options.bars, windows, options.repeats, options.backtesting_python)
+        figures += crossing(options.bars, windows, options.repeats, python)
     if options.recorded is not None:
         figures += recorded(options.recorded, options.repeats)
     tell("Fast replay", figures)
