@@ -44,6 +44,9 @@ from strategies.strategy import Abstention, Observations, Opinion, Reason
 
 log = structlog.get_logger("tandem.cycle")
 
+GUARD_EVERY_S = 1.0
+"""Wall seconds between two looks at fills and local exits while a mind thinks."""
+
 
 @dataclass(frozen=True, slots=True)
 class CycleReport:
@@ -174,16 +177,34 @@ class Trader:
         return [answers[symbol] for symbol in self.symbols]
 
     async def _opinions(self, observations: Observations, deadline_s: float) -> dict[str, Opinion | Abstention]:
+        thinking = asyncio.create_task(self._thought(observations, deadline_s))
         try:
-            async with asyncio.timeout(deadline_s):
-                opinions = await self.parts.strategy.opinions(observations)
-            return checked(observations.symbols, opinions)
+            await self._guard_until(thinking)
+            return checked(observations.symbols, await thinking)
         except TimeoutError:
             log.exception("the strategy missed its deadline", strategy=self.parts.strategy.name, deadline_s=deadline_s)
             return {s: Abstention(s, Reason.NO_ANSWER, "deadline") for s in observations.symbols}
         except Exception as error:  # any fault of a model is an abstention with a reason, never a vote
             log.exception("the strategy failed", strategy=self.parts.strategy.name)
             return {s: Abstention(s, Reason.MODEL_ERROR, str(error)[:200]) for s in observations.symbols}
+        finally:
+            thinking.cancel()
+
+    async def _thought(self, observations: Observations, deadline_s: float) -> Sequence[Opinion | Abstention]:
+        async with asyncio.timeout(deadline_s):
+            return await self.parts.strategy.opinions(observations)
+
+    async def _guard_until(self, thinking: asyncio.Task[Any]) -> None:
+        """While a mind thinks, arm exits of what fills and fire local ones, on a venue that runs by itself."""
+        while not self.clock.stepped:
+            done, _ = await asyncio.wait({thinking}, timeout=GUARD_EVERY_S)
+            if done:
+                return
+            try:
+                await self.parts.reconciler.sync()
+                await self.watch_exits()
+            except BrokerError as error:  # asked again at the next look, and after this close
+                log.warning("the venue cannot be watched while a mind thinks", error=str(error))
 
     def _time_to_answer_s(self, close: datetime) -> float:
         """Return what is left of the decision deadline; a tenth of it at least, since reductions are never too late."""

@@ -240,10 +240,10 @@ class Daemon:
             finally:
                 heartbeat.cancel()
                 warming.cancel()
-                await minds.aclose()
                 if self._cycle_s:
                     self.report.cycle_s_median = sorted(self._cycle_s)[len(self._cycle_s) // 2]
                 end_run(ledger, parts.run_id, ledger.redactor.text(reason))
+                await minds.aclose()
 
     async def _recover(self, parts: Parts) -> tuple[Trader, datetime]:
         """Agree with the venue, finish what was begun, warm the features; then the daemon may trade."""

@@ -17,7 +17,7 @@ from crash_kit import HISTORY_BARS, PERIOD, T0, Tap, TappedClock, World, Worlds,
 from running_kit import TappedRunningClock
 from sqlalchemy import select
 
-from agent import control
+from agent import control, cycle
 from agent.cycle import Trader
 from agent.daemon import Daemon
 from agent.ledger import schema
@@ -295,6 +295,43 @@ def test_an_entry_that_was_decided_before_a_halt_is_not_sent_after_it(tmp_path: 
     planned, orders = asyncio.run(life())
     assert planned > 0
     assert orders == []
+
+
+class Slow:
+    """A strategy that thinks while the venue goes on; afterwards it notes what is guarded."""
+
+    def __init__(self, parts: Parts, wanted: int) -> None:
+        self.name = parts.strategy.name
+        self.feature_spec = parts.strategy.feature_spec
+        self._parts = parts
+        self._wanted = wanted
+        self.guarded: dict[str, bool] = {}
+
+    async def opinions(self, observations: Observations) -> Sequence[Opinion | Abstention]:
+        if self._parts.state.orders:
+            await self._parts.clock.advance(observations.close_time + timedelta(seconds=11))
+            await asyncio.sleep(0.3)
+            state = self._parts.state
+            self.guarded = {symbol: symbol in state.exits for symbol in state.book.holdings}
+        return [Opinion(symbol, self._wanted) for symbol in observations.symbols]
+
+
+def test_what_fills_while_a_mind_thinks_is_guarded_before_it_has_thought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cycle, "GUARD_EVERY_S", 0.05)
+    world = world_of(tmp_path, "costs.latency_bars=2", "exchange.partial_fill_probability=0", running=True)
+
+    async def body(parts: Parts, trader: Trader, first: datetime) -> dict[str, bool]:
+        slow = Slow(parts, 1)
+        parts.strategy = slow
+        await parts.clock.advance(first)
+        await trader.on_close(first)  # its entries fill at the open after the next one
+        await parts.clock.advance(first + PERIOD)
+        await trader.on_close(first + PERIOD)
+        return slow.guarded
+
+    assert during(world, body) == {"A": True, "B": True}
 
 
 # ---- the gate ---------------------------------------------------------------------------------------------------
