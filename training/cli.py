@@ -141,17 +141,18 @@ def world(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,  # noqa: FBT002 -- Typer's flag
 ) -> None:
-    """Write bars of a world to train on; `tandem train bench` never plays them."""
+    """Write bars of a world to train on, and the training's configuration beside them; the bench never plays them."""
     _logs_to_stderr()
     with _one_screen():
-        from training.markets.suite import load_worlds, write_bars  # noqa: PLC0415 -- heavy: paid by this command alone
+        from training.markets.suite import load_worlds, training_file, write_bars  # noqa: PLC0415 -- heavy
 
         (one,) = load_worlds(overrides or ()).chosen((name,))
-        write_bars(one.path(bars, seed, "training").series, out)
+        write_bars(one, one.path(bars, seed, "training").series, out)
     if as_json:
-        typer.echo(json.dumps({"world": name, "bars": bars, "seed": seed, "out": str(out), **one.model_dump()}))
+        written = {"bars": str(out), "config": str(training_file(out))}
+        typer.echo(json.dumps({"world": name, "seed": seed, **written, "parameters": one.model_dump(mode="json")}))
     else:
-        typer.echo(f"{bars} bars of {name}, seed {seed}, in {out}")
+        typer.echo(f"{bars} bars of {name}, seed {seed}, in {out}; its costs and shorts in {training_file(out)}")
 
 
 def _time(option: str, text: str | None) -> Any:

@@ -6,7 +6,10 @@ import pytest
 from typer.testing import CliRunner
 
 from training.cli import app
+from training.markets.mean_reverting import MeanReverting
 from training.markets.suite import load_worlds
+from training.markets.world import PERIOD
+from training.settings import load_training
 
 SMALL = ["--bars", "500", "--seeds", "2"]
 
@@ -78,6 +81,17 @@ def test_bars_to_train_on_are_written_with_their_columns(tmp_path: Path) -> None
     path = load_worlds(()).predictor.path(300, 4, "training")
     assert frame["close"].to_list() == path.series.close.tolist()
     assert sum(name.startswith("column_") for name in frame.columns) == 30
+
+
+def test_the_configuration_beside_them_has_the_worlds_costs_and_shorts(tmp_path: Path) -> None:
+    code, _, stderr = run(
+        "world", "mean_reverting", "--out", str(tmp_path / "world.parquet"), "--bars", "300",
+        "--set", "mean_reverting.cost_bps=7", "--set", "mean_reverting.shorts=false",
+    )  # fmt: skip
+    assert code == 0, stderr
+    configuration = load_training(tmp_path / "world.yaml", environ={})
+    assert configuration.costs.model() == MeanReverting(cost_bps=7).costs()
+    assert (configuration.training.shorts, configuration.bar_period) == (False, PERIOD)
 
 
 def test_a_file_that_exists_is_not_overwritten(tmp_path: Path) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import yaml
+
+from brokers.calendar import CONTINUOUS
 from brokers.configuration import ConfigurationError, Section, apply_overrides, did_you_mean, validate
-from brokers.files import write_parquet
+from brokers.files import atomic_write, write_parquet
 from brokers.series import BarSeries
 from strategies.baselines import BASELINES, BaselineError, make_baseline
 from strategies.bundle import Bundle
@@ -106,16 +109,22 @@ def run_bench(
             yield bench_garleanu_pedersen(world, strategies, bars=bars, seeds=seeds, on_row=on_row)
 
 
-def write_bars(series: BarSeries, out: Path) -> None:
-    """Write a path's bars to a Parquet file that `tandem train dqn --bars` reads; the signals become columns.
+def training_file(out: Path) -> Path:
+    """Return where the training's configuration stands that belongs to a world's bars."""
+    return out.with_suffix(".yaml")
+
+
+def write_bars(world: AnyWorld, series: BarSeries, out: Path) -> None:
+    """Write a path's bars for `tandem train dqn --bars`, and beside them its `--config`: the world's costs and shorts.
 
     Raises:
-        TrainingError: The file exists, is not named .parquet, or cannot be written.
+        TrainingError: A file exists, is not named .parquet, or cannot be written.
     """
     import polars as pl  # noqa: PLC0415 -- heavy: loaded only where a file is written
 
-    if out.exists():
-        raise TrainingError(f"{out} exists already: name a file that is not there yet")
+    for place in (out, training_file(out)):
+        if place.exists():
+            raise TrainingError(f"{place} exists already: name a file that is not there yet")
     if out.suffix != ".parquet":
         raise TrainingError(f"{out} is not a Parquet file's name: let it end in .parquet")
     frame = pl.DataFrame(
@@ -126,7 +135,17 @@ def write_bars(series: BarSeries, out: Path) -> None:
             **series.signals,
         }
     )
+    trades = world if isinstance(world, World) else world.predictor
+    costs = trades.costs()
+    settings = {
+        "period": "5m",
+        "calendar": CONTINUOUS,
+        "costs": {"fee_bps": costs.fee_bps, "half_spread_bps": costs.half_spread_bps, "impact": costs.impact},
+        "training": {"shorts": trades.shorts},
+    }
     try:
         write_parquet(frame, out)
+        with atomic_write(training_file(out)) as file:
+            file.write(yaml.safe_dump(settings, sort_keys=False).encode())
     except OSError as error:
         raise TrainingError(f"{out} cannot be written ({error.strerror or error}): name a folder of yours") from error
