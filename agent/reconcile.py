@@ -39,6 +39,8 @@ LOOKS_MAX = 5
 """Most looks at a running venue for one in which no execution came between the questions."""
 SECOND_LOOK_S = 2.0
 """On a running venue, wall wait before a difference of positions is looked at again."""
+CORRECTED_LOOK_S = 10.0
+"""The same after a correction, before orders that would close more than is held are cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,8 +307,11 @@ class Reconciler:
         if not stranded_orders(self.state, positions, corrected):
             return []
         if not self.clock.stepped:
-            await self.pause(SECOND_LOOK_S)  # the sibling of a leg that has filled goes by itself
+            # the sibling of a leg that has filled goes by itself; a correction may have believed a position told late
+            await self.pause(CORRECTED_LOOK_S if corrected else SECOND_LOOK_S)
         booked = await self._read_back()
+        if corrected:
+            positions = await self.broker.positions()
         found = [each for each in stranded_orders(self.state, positions, corrected) if is_booked(self.ledger, each)]
         self._stranded = {order.client_id: CLEARING_LOOKS_MAX for order in found}
         return booked + await self._clear_stranded()

@@ -156,8 +156,8 @@ class LlmSettings(Section):
     """The position is kept where the best two targets are so close in probability."""
     deadline_s: float = Field(8.0, ge=0.05, le=600)
     """Longest wait for all answers of one close."""
-    reserve_s: float = Field(0.5, ge=0.05, le=60)
-    """Kept of `daemon.decision_deadline_s` for what comes after the answers."""
+    reserve_s: float = Field(2.0, ge=0.05, le=60)
+    """Kept of `daemon.decision_deadline_s` for what comes after the answers: orders go out one after another."""
     connect_s: float = Field(1.0, ge=0.01, le=60)
     """Longest wait for a connection."""
     warm_up_s: float = Field(600.0, ge=0.05, le=3_600)

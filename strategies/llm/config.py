@@ -68,7 +68,7 @@ class LanguageModelConfig:
     mass_min: float = 0.2
     tie: float = 1e-3
     deadline_s: float = 8.0
-    reserve_s: float = 0.5
+    reserve_s: float = 2.0
     connect_s: float = 1.0
     warm_up_s: float = 600.0
     concurrency: int = 8

@@ -342,6 +342,33 @@ def test_exits_of_a_position_that_is_told_late_stay(worlds: Worlds) -> None:
     assert rows(world, schema.incidents) == []
 
 
+class Forgetful(LateFills):
+    """A venue that for its first answers tells no positions, although it has told their fills."""
+
+    answers = 0
+
+    async def positions(self) -> dict[str, Position]:
+        self.answers += 1
+        return {} if self.answers <= self._late else dict(await self._venue.positions())
+
+
+def test_exits_stay_where_a_corrected_position_turns_out_to_be_held_after_all(worlds: Worlds) -> None:
+    world = holding(worlds)
+    legs = guarded(world)
+    reconciled(world)
+
+    async def body(parts: Parts) -> Reconciliation:
+        parts.reconciler.clock = RunningClock(world.engine)
+        parts.reconciler.broker = Forgetful(parts, late=2)  # type: ignore[assignment]  # it answers as the broker does
+        return await parts.reconciler.reconcile()
+
+    assert during(world, body).corrected != ()
+    assert guarded(world) == legs
+    reconciled(world)
+    assert guarded(world) == legs
+    assert {row.symbol for row in rows(world, schema.exits)} >= {world.engine.book()[leg].symbol for leg in legs}
+
+
 def test_exits_of_a_position_that_is_held_stay(worlds: Worlds) -> None:
     world = holding(worlds)
     left = guarded(world)
