@@ -215,7 +215,7 @@ async def wire(
         metrics=metrics,
         instruments=instruments,
         costs=settings.costs.model(),
-        bars_per_year=_bars_per_year(trading_calendar, settings, venue.clock.now()),
+        bars_per_year=bars_per_year_of(trading_calendar, settings, venue.clock.now()),
         sizing=SizingConfig(**settings.sizing.model_dump()),
         exits=exits,
         features=features,
@@ -228,7 +228,8 @@ async def wire(
     )
 
 
-def _bars_per_year(trading_calendar: TradingCalendar, settings: Settings, at: datetime) -> float:
+def bars_per_year_of(trading_calendar: TradingCalendar, settings: Settings, at: datetime) -> float:
+    """Return how many bars a year of trading has, as sizing scales volatility with it."""
     if trading_calendar.id == "24/7":
         return timedelta(days=365.25) / settings.bar_period
     return bars_per_year(trading_calendar, settings.bar_period, at)

@@ -22,8 +22,7 @@ import numpy as np
 import structlog
 
 from agent.answers import checked
-from agent.app import _bars_per_year as bars_per_year
-from agent.app import make_calendar, make_strategy
+from agent.app import bars_per_year_of, make_calendar, make_strategy
 from agent.deciding import Decider, Remembered
 from agent.exchange import make_engine
 from agent.foresight import Foresight, NotFastError, SymbolForesight, at_once, foresee, next_of
@@ -177,7 +176,7 @@ class _Run:
             newest_bars=self.newest,
             instruments=instruments,
             costs=settings.costs.model(),
-            bars_per_year=bars_per_year(calendar, settings, self.engine.feed.start),
+            bars_per_year=bars_per_year_of(calendar, settings, self.engine.feed.start),
             sizing=SizingConfig(**settings.sizing.model_dump()),
             exits=ExitConfig(**settings.exits.model_dump()),
             strategy=strategy,
