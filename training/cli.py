@@ -155,6 +155,102 @@ def world(
         typer.echo(f"{bars} bars of {name}, seed {seed}, in {out}; its costs and shorts in {training_file(out)}")
 
 
+@app.command("scenario")
+def scenario(
+    kind: Annotated[str, typer.Argument(help="bootstrap, regimes or volatility.", metavar="KIND")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write; it must not exist yet.", show_default=False)],
+    config: Annotated[
+        Path | None, typer.Option(help="Configuration file; the daemon's will do.", show_default="defaults")
+    ] = None,
+    bars: Annotated[
+        Path | None, typer.Option(help="Bars file, Parquet or CSV.", show_default="the exchange's market")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
+    block_bars: Annotated[float, typer.Option(min=1, help="Mean length of a block, bars.")] = 200,
+    regime_bars: Annotated[
+        str, typer.Option(help="Mean length of each regime of volatility, bars, calmest first.")
+    ] = "400,100",
+    regime_shares: Annotated[
+        str, typer.Option(help="Share of the bars given that counts for each regime, calmest first.")
+    ] = "0.7,0.3",
+    window_bars: Annotated[int, typer.Option(min=1, help="Bars over which volatility is measured.")] = 100,
+    factor: Annotated[float, typer.Option(min=0.01, max=100, help="Factor of the volatility.")] = 2.0,
+    start: Annotated[
+        str | None, typer.Option(help="First bar, such as 2024-01-01 or 2024-01-01T09:30:00Z.", show_default="all")
+    ] = None,
+    end: Annotated[str | None, typer.Option(help="Bars end before this.", show_default="all")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, over the file; repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,  # noqa: FBT002 -- Typer's flag
+) -> None:
+    """Write bars that could have been: drawn again in blocks, in other regimes, or at another volatility."""
+    _logs_to_stderr()
+    with _one_screen():
+        from brokers.configuration import ConfigurationError, did_you_mean  # noqa: PLC0415 -- heavy
+        from training.data import load_market  # noqa: PLC0415 -- as above
+        from training.scenario_files import KINDS, ScenarioOptions, make_scenario, write_scenario  # noqa: PLC0415 -- as above
+        from training.settings import load_training  # noqa: PLC0415 -- as above
+
+        chosen = next((one for one in KINDS if one == kind), None)
+        if chosen is None:
+            raise ConfigurationError(f"scenario {kind!r} does not exist{did_you_mean(kind, KINDS)}")
+        options = ScenarioOptions(
+            kind=chosen,
+            seed=seed,
+            block_bars=block_bars,
+            regime_bars=_numbers("--regime-bars", regime_bars),
+            source_shares=_numbers("--regime-shares", regime_shares),
+            window_bars=window_bars,
+            factor=factor,
+        )
+        configuration = load_training(config, list(overrides or ()))
+        market = load_market(configuration, bars=bars, start=_time("--start", start), end=_time("--end", end))
+        made, differences = make_scenario(market, options)
+        write_scenario(made.series, out)
+    if as_json:
+        measures = [
+            {"what": one.what, "source": one.source, "scenario": one.scenario, "allowed": one.allowed}
+            for one in differences
+        ]
+        typer.echo(json.dumps({"bars": str(out), "kind": kind, "seed": seed, "measures": measures}, indent=2))
+    else:
+        count = sum(len(one) for one in made.series.values())
+        typer.echo(
+            f"{count} bars of {', '.join(made.series)} in {out}; all {len(differences)} measures of the gate pass"
+        )
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    """Read numbers separated by commas."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        typer.echo(f"{option} {text!r}: {error}; write 400,100", err=True)
+        raise typer.Exit(_WRONG_USAGE) from None
+
+
+@app.command("exits")
+def exits(
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="world.param=value; repeatable.", show_default="none")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,  # noqa: FBT002 -- Typer's flag
+) -> None:
+    """Show what every stop and take-profit is worth in four worlds that need four different ones, exactly."""
+    _logs_to_stderr()
+    with _one_screen():
+        from training.markets.suite import load_exit_worlds  # noqa: PLC0415 -- heavy: paid by this command alone
+        from training.markets.tables import exit_result, print_exits  # noqa: PLC0415 -- as above
+
+        tables = [(world, world.table()) for world in load_exit_worlds(overrides or ()).all()]
+        if as_json:
+            typer.echo(json.dumps([exit_result(*one) for one in tables], indent=2))
+        else:
+            for one in tables:
+                print_exits(*one)
+
+
 def _time(option: str, text: str | None) -> Any:
     """Read an ISO date or time; a plain one is UTC."""
     from datetime import UTC, datetime  # noqa: PLC0415 -- beside its only use

@@ -8,7 +8,7 @@ scenario that lost one of them teaches a policy a market that there is not.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ SIZE_LAGS = 20
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.75, 0.95, 0.99, 0.999)
 TAIL_SHARE = 0.025
 """Share of the returns at each end that the tail index is estimated from."""
+BEYOND_MIN = 10
+"""A quantile with fewer returns beyond it is not compared."""
 RETURNS_MIN = 1_000
 """Fewer returns prove nothing about a tail."""
 
@@ -35,9 +37,10 @@ class ScenarioError(TrainingError):
 class Tolerances:
     """How far a scenario may be from its source, in each measure: `absolute + relative * |source|`.
 
-    Meant for ten thousand bars and more: wide enough for most draws of a heavy-tailed, clustered series, narrow
-    enough that a series which lost one property fails. A rare regime of a scenario is the likeliest to be refused
-    for the luck of its draw: another seed, or more bars, mend that.
+    Fewer returns scatter more: `sampling / sqrt(n)` is added to every relative tolerance and to that of `returns`,
+    n being the smaller number of returns. With the values below a series of ten thousand bars that lost one property
+    fails, and most draws of a heavy-tailed, clustered one pass. A rare regime is the likeliest to be refused for the
+    luck of its draw: another seed, or more bars, mend that.
 
     Args:
         deviation: Standard deviation, relative.
@@ -47,15 +50,29 @@ class Tolerances:
         quantile: Quantiles in standard deviations of the source, absolute.
         quantile_relative: The same, relative; twice as much at 0.1 % and 99.9 %.
         tail_relative: Hill's tail index of either end.
+        sampling: See above.
     """
 
-    deviation: float = 0.2
-    returns: float = 0.06
+    deviation: float = 0.16
+    returns: float = 0.03
     sizes: float = 0.02
     sizes_relative: float = 0.3
     quantile: float = 0.03
-    quantile_relative: float = 0.15
-    tail_relative: float = 0.3
+    quantile_relative: float = 0.12
+    tail_relative: float = 0.27
+    sampling: float = 5.0
+
+    def widened(self, count: int) -> Tolerances:
+        """Return what is allowed of `count` returns."""
+        more = self.sampling / float(np.sqrt(count))
+        return replace(
+            self,
+            deviation=self.deviation + more,
+            returns=self.returns + more,
+            sizes_relative=self.sizes_relative + more,
+            quantile_relative=self.quantile_relative + more,
+            tail_relative=self.tail_relative + more,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +80,7 @@ class Facts:
     """What is compared, of one series of returns.
 
     Args:
+        count: Number of returns.
         deviation: Standard deviation.
         returns_L: Autocorrelation of returns, lags 1 to `RETURN_LAGS`.
         sizes: Mean autocorrelation of absolute returns, lags 1 to `SIZE_LAGS`.
@@ -71,6 +89,7 @@ class Facts:
         tail_upper: Of the rises.
     """
 
+    count: int
     deviation: float
     returns_L: Float
     sizes: float
@@ -114,6 +133,7 @@ def facts(return_T: Float, among_T: NDArray[np.bool_] | None = None) -> Facts:
     about = return_T - chosen.mean()
     sizes = np.abs(about)
     return Facts(
+        count=len(chosen),
         deviation=deviation,
         returns_L=_autocorrelation(about, among_T, RETURN_LAGS),
         sizes=float(_autocorrelation(sizes - sizes[among_T].mean(), among_T, SIZE_LAGS).mean()),
@@ -125,7 +145,7 @@ def facts(return_T: Float, among_T: NDArray[np.bool_] | None = None) -> Facts:
 
 def compare(source: Facts, scenario: Facts, tolerances: Tolerances, *, factor: float = 1.0) -> tuple[Difference, ...]:
     """Return every measure of both; `factor` is the scenario's intended volatility over the source's."""
-    of = tolerances
+    of = tolerances.widened(min(source.count, scenario.count))
     found = [
         Difference("standard deviation", factor * source.deviation, scenario.deviation,
                    of.deviation * factor * source.deviation),
@@ -168,7 +188,8 @@ def check(
     wrong = [str(one) for one in found if not one.passes]
     if wrong:
         raise ScenarioError(
-            f"the scenario does not move like its source ({len(wrong)} of {len(found)} measures): " + "; ".join(wrong)
+            f"the scenario does not move like its source ({len(wrong)} of {len(found)} measures): {'; '.join(wrong)}. "
+            "Take another seed, longer blocks or more bars"
         )
     return found
 

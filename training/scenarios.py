@@ -67,7 +67,7 @@ def stationary_bootstrap(
         TrainingError: Symbols at different times, or too few bars.
     """
     times = _common_times(series)
-    place_T = np.zeros(len(times), dtype=np.int64) if calendar is None else _places_in_session(times, calendar)
+    place_T = _places_in_session(times, calendar)
     rows = draw_blocks(place_T, place_T, expected_block_bars, np.random.default_rng(seed))
     none = np.zeros(len(times), dtype=np.int64)
     return Scenario(_rebuilt(series, rows), rows, none, none)
@@ -81,6 +81,7 @@ def regime_mix(
     window_bars: int,
     expected_block_bars: float,
     seed: int,
+    calendar: TradingCalendar | None = None,
 ) -> Scenario:
     """Draw the bars again so that regimes of volatility last as long as asked for.
 
@@ -94,6 +95,7 @@ def regime_mix(
         window_bars: Bars over which volatility is measured.
         expected_block_bars: Mean length of a block within a regime.
         seed: Seed of the draws.
+        calendar: As for `stationary_bootstrap`.
 
     Raises:
         TrainingError: Symbols at different times, or regimes that make no sense.
@@ -107,7 +109,9 @@ def regime_mix(
     source_regime_T = volatility_regimes(series, shares=source_shares, window_bars=window_bars)
     rng = np.random.default_rng(seed)
     regime_T = _regime_path(len(times), regime_bars, rng)
-    rows = draw_blocks(source_regime_T, regime_T, expected_block_bars, rng)
+    place_T = _places_in_session(times, calendar)
+    places = int(place_T.max()) + 1
+    rows = draw_blocks(source_regime_T * places + place_T, regime_T * places + place_T, expected_block_bars, rng)
     return Scenario(_rebuilt(series, rows), rows, regime_T, source_regime_T)
 
 
@@ -211,8 +215,10 @@ def _common_times(series: Mapping[str, BarSeries]) -> Int:
     return bars.start_ns
 
 
-def _places_in_session(start_ns: Int, calendar: TradingCalendar) -> Int:
-    """Return (T,) how many bars of its session stand before each bar."""
+def _places_in_session(start_ns: Int, calendar: TradingCalendar | None) -> Int:
+    """Return (T,) how many bars of its session stand before each bar; without a calendar all places are one."""
+    if calendar is None:
+        return np.zeros(len(start_ns), dtype=np.int64)
     session_T = calendar.session_ids(start_ns)
     first_T = np.searchsorted(session_T, session_T, side="left")
     return np.arange(len(start_ns)) - first_T
