@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
@@ -17,6 +18,7 @@ from strategies.policy import BundlePolicy
 from strategies.strategy import Strategy
 from training.errors import TrainingError
 from training.markets.bench import OnRow, WorldReport, bench_world
+from training.markets.exits import ExitWorlds
 from training.markets.garleanu_pedersen import GarleanuPedersen, bench_garleanu_pedersen
 from training.markets.hidden_trend import HiddenTrend
 from training.markets.martingale import Martingale
@@ -25,6 +27,7 @@ from training.markets.predictor import Predictor
 from training.markets.world import PERIOD, World
 
 AnyWorld = World | GarleanuPedersen
+Settings = TypeVar("Settings", bound=Section)
 
 
 class Worlds(Section):
@@ -55,8 +58,17 @@ def load_worlds(overrides: Sequence[str]) -> Worlds:
     Raises:
         ConfigurationError: Unknown worlds or parameters, with the nearest that exists; values out of bounds.
     """
+    return _loaded(Worlds, overrides)
+
+
+def load_exit_worlds(overrides: Sequence[str]) -> ExitWorlds:
+    """Return the exit worlds with `world.param=value` set; raises as `load_worlds` does."""
+    return _loaded(ExitWorlds, overrides)
+
+
+def _loaded(model: type[Settings], overrides: Sequence[str]) -> Settings:
     origins = {tuple(o.partition("=")[0].strip().split(".")): f"--set {o.partition('=')[0]}" for o in overrides}
-    return validate(Worlds, apply_overrides({}, overrides), source="the worlds", origins=origins)
+    return validate(model, apply_overrides({}, overrides), source="the worlds", origins=origins)
 
 
 def load_strategies(names: Sequence[str], bundles: Sequence[Path], *, shorts: bool) -> Mapping[str, Strategy]:
