@@ -1,5 +1,6 @@
 """The faces that libraries step: stable-baselines3's vector face on either core, and Gymnasium's on every option."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -178,3 +179,11 @@ def test_code_that_cannot_be_kept_is_compiled_all_the_same() -> None:
     assert done.returncode == 0, done.stderr
     assert "compiled_code_not_kept" in done.stdout
     assert done.stdout.splitlines()[-1] == "42"
+
+
+def test_the_manuals_example_runs() -> None:
+    page = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", example], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[0]) < 0.0  # half a million random decisions pay their costs
