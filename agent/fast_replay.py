@@ -19,6 +19,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 import structlog
 
 from agent.answers import checked
@@ -30,7 +31,8 @@ from agent.looking import View, silence
 from agent.replay import ReplayResult, result_of
 from agent.replay_desk import ReplayDesk
 from agent.replay_tables import Holdings, Path, Told, decided, tables_of
-from agent.risk import breach
+from agent.risk import breach, breach_text
+from agent.tables import INCIDENTS
 from agent.trading_state import TradingState
 from brokers.calendar import DAY_NS
 from brokers.domain import Bar, Instrument, Leg
@@ -195,10 +197,15 @@ class _Run:
         self.path = Path(self.symbols, len(self.closes_ns))
         self.path.hold(0, self._holdings())
 
-    def incidents(self) -> dict[str, int]:
-        """Return how often what went wrong, by kind."""
-        found = {"halt": int(self.halted is not None), "rejected": self.desk.rejected}
-        return {kind: count for kind, count in found.items() if count}
+    def incidents(self) -> pl.DataFrame:
+        """Return what went wrong; see `agent.tables.incidents_frame`."""
+        halts: list[tuple[datetime, str, str | None, str]] = []
+        if self.halted is not None:
+            halts = [(from_ns(self.closes_ns[self.halted_at - 1]), "halt", None, self.halted)]
+        refused = [(at, "rejected", symbol, why) for at, symbol, why in self.desk.rejections]
+        # at one close the halt comes first: it is committed with the decisions, before orders leave
+        rows = sorted([*halts, *refused], key=lambda row: row[0])
+        return pl.DataFrame(rows, schema=INCIDENTS, orient="row", infer_schema_length=None)
 
     def told(self) -> Told:
         """Return what the tables are made of."""
@@ -209,6 +216,7 @@ class _Run:
             path=self.path,
             engine=self.engine,
             leg_of=self.desk.leg_of,
+            cost_of=self.desk.cost_of,
             halted_at=self.halted_at,
         )
 
@@ -544,9 +552,12 @@ class _Run:
         equity, peak = float(view.account.equity), float(self.state.peak_equity)
         if equity > 0.0 and 1.0 - equity / peak < self.settings.risk.drawdown_fraction - _MARGIN:
             return  # far from it: the peak is that of `account_risk`
-        if self.halted is not None or breach(self.decider.account_risk(view), self.settings.risk) is None:
+        if self.halted is not None:
             return
-        self.halted = Reason.DRAWDOWN.value
+        risk = self.decider.account_risk(view)
+        if breach(risk, self.settings.risk) is None:
+            return
+        self.halted = breach_text(risk, self.settings.risk)
         self.halted_at = t + 1
         self._halted_floor = view.account.equity * _FLOOR_FRACTION
         for symbol, one in self.seen.symbols.items():

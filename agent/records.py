@@ -393,13 +393,23 @@ def _fill_row(venue: str, fill: Fill, known: KnownOrder) -> dict[str, Any]:
 
 
 def _cost_row(connection: Connection, venue: str, fill: Fill, known: KnownOrder) -> dict[str, Any]:
-    """Predicted against realised cost, per side, as fractions of notional.
+    intent = connection.execute(_FORESEEN, {"intent_id": known.intent_id}).first()
+    foreseen = None if intent is None else (intent.reference_price, intent.predicted_cost_fraction)
+    return {"venue": venue, "exec_id": fill.exec_id, **fill_cost(fill, known.leg, foreseen)}
+
+
+def fill_cost(fill: Fill, leg: Leg, foreseen: tuple[float, float] | None) -> dict[str, float | None]:
+    """Return the predicted against the realised cost of an execution, per side, as fractions of notional.
 
     Realised: how much worse than the venue's own reference price (or, where it names none, than the
     decision price) the fill was, plus its fee.
+
+    Args:
+        fill: The execution.
+        leg: What its order was for.
+        foreseen: Reference price and predicted cost of the intent behind it; None where there is none.
     """
-    intent = connection.execute(_FORESEEN, {"intent_id": known.intent_id}).first()
-    decision_price = None if intent is None or known.leg in (Leg.STOP, Leg.TAKE_PROFIT) else intent.reference_price
+    decision_price = None if foreseen is None or leg in (Leg.STOP, Leg.TAKE_PROFIT) else foreseen[0]
     quote = None if fill.mark_price is None else float(fill.mark_price)
     base = quote if quote is not None else decision_price
     realised = None
@@ -407,10 +417,8 @@ def _cost_row(connection: Connection, venue: str, fill: Fill, known: KnownOrder)
         slipped = fill.side.sign * (float(fill.price) / base - 1.0)
         realised = slipped + float(fill.fee) / float(fill.qty * fill.price)
     return {
-        "venue": venue,
-        "exec_id": fill.exec_id,
         "decision_price": decision_price,
         "quote_price": quote,
-        "predicted_fraction": None if intent is None else intent.predicted_cost_fraction,
+        "predicted_fraction": None if foreseen is None else foreseen[1],
         "realised_fraction": realised,
     }

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
-from sqlalchemy import select
-
 from agent.app import Venue, end_run, make_calendar, make_strategy, wire
 from agent.cycle import Trader
 from agent.exchange import make_engine
-from agent.ledger import schema
 from agent.ledger.store import Ledger, open_ledger
 from agent.settings import Settings
 from brokers.files import atomic_write, write_parquet
@@ -32,11 +30,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ReplayResult:
-    """Tables of one replay (Polars frames) and its metrics."""
+    """Tables of one replay (Polars frames, see `agent.tables`) and its metrics."""
 
     decisions: pl.DataFrame
     trades: pl.DataFrame
     equity: pl.DataFrame
+    incidents: pl.DataFrame
     metrics: Mapping[str, Any]
 
 
@@ -110,13 +109,17 @@ async def _drive(
 
 
 def _result(settings: Settings, ledger: Ledger, series: Mapping[str, BarSeries]) -> ReplayResult:
-    from agent.tables import decisions_frame, equity_frame, trades_frame  # noqa: PLC0415 - Polars, at the end only
+    from agent.tables import (  # noqa: PLC0415 - Polars, at the end only
+        decisions_frame,
+        equity_frame,
+        incidents_frame,
+        trades_frame,
+    )
 
     decisions = decisions_frame(ledger, settings.bar_period)
     trades = trades_frame(ledger, series)
     equity = equity_frame(ledger)
-    kinds = [row.kind for row in ledger.rows(select(schema.incidents.c.kind))]
-    incidents = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+    incidents = incidents_frame(ledger)
     return result_of(settings, decisions, trades, equity, incidents=incidents, series=series, way="exact")
 
 
@@ -126,7 +129,7 @@ def result_of(
     trades: pl.DataFrame,
     equity: pl.DataFrame,
     *,
-    incidents: Mapping[str, int],
+    incidents: pl.DataFrame,
     series: Mapping[str, BarSeries],
     way: Literal["exact", "fast"],
 ) -> ReplayResult:
@@ -142,14 +145,14 @@ def result_of(
         "closes": equity.height,
         "decisions": decisions.height,
         "trades": trades.height,
-        "incidents": dict(incidents),
+        "incidents": dict(sorted(Counter(incidents["kind"]).items())),
         "performance": None if measured is None else asdict(measured),
     }
-    return ReplayResult(decisions=decisions, trades=trades, equity=equity, metrics=metrics)
+    return ReplayResult(decisions=decisions, trades=trades, equity=equity, incidents=incidents, metrics=metrics)
 
 
 def write_result(result: ReplayResult, folder: Path) -> None:
-    """Write `decisions.parquet`, `trades.parquet`, `equity.parquet` and `metrics.json`, all of them or none.
+    """Write `decisions`, `trades`, `equity` and `incidents` as `.parquet` and `metrics.json`, all of them or none.
 
     Raises:
         OSError: The folder cannot be written.
@@ -157,7 +160,7 @@ def write_result(result: ReplayResult, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".result-", dir=folder) as made:
         staged = Path(made)
-        for name in ("decisions", "trades", "equity"):
+        for name in ("decisions", "trades", "equity", "incidents"):
             write_parquet(getattr(result, name), staged / f"{name}.parquet")
         with atomic_write(staged / "metrics.json") as file:
             file.write((json.dumps(result.metrics, indent=2, default=str) + "\n").encode())

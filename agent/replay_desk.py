@@ -14,7 +14,7 @@ from decimal import Decimal
 
 from agent.bar_splits import split_holding
 from agent.orders import Intent, client_order_id, request_of
-from agent.records import differs, exit_of, split_plan, step_exits, take_news
+from agent.records import differs, exit_of, fill_cost, split_plan, step_exits, take_news
 from agent.trading_state import ArmedExit, KnownOrder, TradingState
 from brokers.calendar import TradingCalendar
 from brokers.costs import is_split, split_ratio
@@ -56,14 +56,20 @@ class ReplayDesk:
         self._entries: dict[tuple[str, Side], Intent] = {}
         self._decided: dict[str, datetime] = {}
         self._fills: dict[str, list[Fill]] = {}
+        self._foreseen: dict[str, tuple[float, float]] = {}
         self.stopped: dict[str, datetime] = {}
         """When a stop of a symbol last traded."""
-        self.rejected = 0
-        """Orders that the venue refused."""
+        self.rejections: list[tuple[datetime, str, str]] = []
+        """Orders that the venue refused: venue time, symbol, and why."""
 
     def leg_of(self, client_id: str) -> Leg:
         """Return what an order was for."""
         return self._known[client_id].leg
+
+    def cost_of(self, fill: Fill) -> dict[str, float | None]:
+        """Return the predicted and the realised cost of an execution; see `agent.records.fill_cost`."""
+        known = self._known[fill.client_id]
+        return fill_cost(fill, known.leg, self._foreseen.get(known.intent_id))
 
     # ---- looking ------------------------------------------------------------------------------------
 
@@ -124,6 +130,7 @@ class ReplayDesk:
         """Remember intents that have been decided."""
         for intent in intents:
             self._decided[intent.intent_id] = intent.close_time
+            self._foreseen[intent.intent_id] = (intent.reference_price, intent.predicted_cost_fraction)
             if intent.leg is Leg.ENTRY:
                 self._entries[intent.symbol, intent.side] = intent
 
@@ -161,8 +168,8 @@ class ReplayDesk:
         request = request_of(intent, client_id, qty, at_venue=at_venue)
         try:
             order = self._engine.submit(request)
-        except RejectedError:
-            self.rejected += 1
+        except RejectedError as error:
+            self.rejections.append((self._engine.now, intent.symbol, str(error)))
             state.rejects[intent.symbol] = state.rejects.get(intent.symbol, 0) + 1
             return Reason.REJECTED
         for new in (order, *order.legs):

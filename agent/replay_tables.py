@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from agent.foresight import Foresight, SymbolForesight
 from agent.looking import silence
-from agent.tables import DECISIONS, EQUITY, TRADES
+from agent.tables import COSTS, DECISIONS, EQUITY, TRADES
 from brokers.account import AccountBook
-from brokers.domain import Leg, OrderType
+from brokers.domain import Fill, Leg, OrderType
 from brokers.exact_columns import WHOLE_MAX, ExactError, Pair, constants, product, running_maximum, units
 from brokers.series import BarSeries, Float, Int, from_ns, to_ns
 from strategies.strategy import Reason
@@ -142,6 +142,7 @@ class Told:
     path: Path
     engine: MatchingEngine
     leg_of: Callable[[str], Leg]
+    cost_of: Callable[[Fill], Mapping[str, float | None]]
     halted_at: int
 
 
@@ -381,6 +382,7 @@ def _trades(told: Told, series: Mapping[str, BarSeries]) -> pl.DataFrame:
         order.stop_price if one == "stop" else order.limit_price if one == "limit" else None
         for order, one in zip(orders, kind, strict=True)
     ]
+    costs = [told.cost_of(fill) for fill in fills]
     columns: dict[str, Any] = {
         "symbol": [fill.symbol for fill in fills],
         "side": [fill.side.value for fill in fills],
@@ -394,6 +396,7 @@ def _trades(told: Told, series: Mapping[str, BarSeries]) -> pl.DataFrame:
         "client_id": [fill.client_id for fill in fills],
         "leg": [told.leg_of(fill.client_id).value for fill in fills],
         "exec_id": [fill.exec_id for fill in fills],
+        **{name: [cost[name] for cost in costs] for name in COSTS},
     }
     return pl.DataFrame(columns, schema=TRADES)
 

@@ -78,6 +78,11 @@ def breach(account: AccountRisk, limits: RiskSettings) -> Reason | None:
     return Reason.DRAWDOWN if account.drawdown > limits.drawdown_fraction else None
 
 
+def breach_text(account: AccountRisk, limits: RiskSettings) -> str:
+    """Return the words for a breach, as a halt gives them for its reason."""
+    return f"drawdown {account.drawdown:.2%} exceeds {limits.drawdown_fraction:.2%}"
+
+
 def judge_entry(qty: Decimal, account: AccountRisk, symbol: SymbolRisk, limits: RiskSettings) -> Verdict:
     """Judge a wanted entry of `qty` > 0 units; checks are made in the order of the reasons below."""
     refusals = (

@@ -54,12 +54,15 @@ def decisions_frame(ledger: Ledger, period: timedelta) -> pl.DataFrame:
 def trades_frame(ledger: Ledger, series: Mapping[str, BarSeries]) -> pl.DataFrame:
     """Return one row per execution, with the bar it filled in.
 
-    `kind` is `open` (market order at the bar's open), `stop` or `limit` (at `level`, within the bar).
+    `kind` is `open` (market order at the bar's open), `stop` or `limit` (at `level`, within the bar). The last columns
+    are costs as `agent.records.fill_cost` tells them.
     """
+    fills, orders, costs = schema.fills, schema.orders, schema.costs
     question = (
-        select(schema.fills, schema.orders.c.type, schema.orders.c.stop_price, schema.orders.c.limit_price)
-        .join(schema.orders, schema.orders.c.client_id == schema.fills.c.client_id)
-        .order_by(schema.fills.c.exec_id)
+        select(fills, orders.c.type, orders.c.stop_price, orders.c.limit_price, *(costs.c[name] for name in COSTS))
+        .join(orders, orders.c.client_id == fills.c.client_id)
+        .outerjoin(costs, (costs.c.venue == fills.c.venue) & (costs.c.exec_id == fills.c.exec_id))
+        .order_by(fills.c.exec_id)
     )
     closes = {symbol: bars.close_ns for symbol, bars in series.items()}
     opens = {symbol: bars.open_ns for symbol, bars in series.items()}
@@ -82,9 +85,17 @@ def trades_frame(ledger: Ledger, series: Mapping[str, BarSeries]) -> pl.DataFram
                 "client_id": row.client_id,
                 "leg": row.leg,
                 "exec_id": row.exec_id,
+                **{name: getattr(row, name) for name in COSTS},
             }
         )
     return pl.DataFrame(records, schema=TRADES, infer_schema_length=None)
+
+
+def incidents_frame(ledger: Ledger) -> pl.DataFrame:
+    """Return one row per incident, in the order in which they were written down."""
+    table = schema.incidents
+    rows = ledger.rows(select(*(table.c[name] for name in INCIDENTS)).order_by(table.c.incident_id))
+    return pl.DataFrame([tuple(row) for row in rows], schema=INCIDENTS, orient="row", infer_schema_length=None)
 
 
 def equity_frame(ledger: Ledger) -> pl.DataFrame:
@@ -127,6 +138,7 @@ DECISIONS: dict[str, Any] = {
     "take_profit": pl.Float64,
     "votes": pl.String,
 }
+COSTS = ("decision_price", "quote_price", "predicted_fraction", "realised_fraction")
 TRADES: dict[str, Any] = {
     "symbol": pl.String,
     "side": pl.String,
@@ -140,7 +152,9 @@ TRADES: dict[str, Any] = {
     "client_id": pl.String,
     "leg": pl.String,
     "exec_id": pl.String,
+    **dict.fromkeys(COSTS, pl.Float64),
 }
+INCIDENTS: dict[str, Any] = {"at": _TIME, "kind": pl.String, "symbol": pl.String, "detail": pl.String}
 EQUITY: dict[str, Any] = {
     "close_time": _TIME,
     "equity": pl.Float64,

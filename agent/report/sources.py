@@ -16,7 +16,7 @@ from agent.ledger import schema
 from agent.ledger.store import Ledger, open_ledger
 from agent.overview import STEPPED_VENUE
 from agent.report.data import IncidentRow, NotMeasured, ReportData, ReportError
-from agent.tables import decisions_frame, equity_frame
+from agent.tables import COSTS, decisions_frame, equity_frame
 from brokers.calendar import calendar
 from brokers.configuration import CostSettings
 from brokers.costs import CostModel
@@ -32,7 +32,6 @@ LEDGER_FILE = "ledger.sqlite"
 INCIDENTS_READ_MAX = 5_000
 
 _KINDS = {"market": "open", "stop": "stop", "stop_limit": "stop", "limit": "limit"}
-_COST_COLUMNS = ("decision_price", "quote_price", "predicted_fraction", "realised_fraction")
 _PRICES = ("open", "high", "low", "close", "volume", "adj_factor")
 _SHOWN_SETTINGS = (
     ("period", "bar period"),
@@ -126,23 +125,28 @@ def from_folder(folder: Path) -> ReportData:
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         frames = {name: pl.read_parquet(folder / f"{name}.parquet") for name in ("decisions", "trades", "equity")}
+        told = folder / "incidents.parquet"
+        incidents = _incident_rows(pl.read_parquet(told)) if told.is_file() else None
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         raise ReportError(
             f"{folder} is not what a backtest wrote ({error}): name the folder given to `tandem backtest --out`"
         ) from error
     kept = NotMeasured("the ledger of this backtest was not kept (tandem backtest --keep-ledger)")
-    none = [pl.lit(None, dtype=pl.Float64).alias(name) for name in _COST_COLUMNS]
+    trades = frames["trades"]
+    has_costs = set(COSTS) <= set(trades.columns)
+    if not has_costs:  # an older version wrote it
+        trades = trades.with_columns(pl.lit(None, dtype=pl.Float64).alias(name) for name in COSTS)
     names = frames["decisions"]["symbol"].unique(maintain_order=True)
     return ReportData(
         strategy=str(metrics.get("strategy", "unknown")),
         symbols=tuple(metrics.get("symbols", names)),
         equity=frames["equity"],
         decisions=frames["decisions"],
-        executions=frames["trades"].with_columns(pl.col("qty", "price", "fee").cast(pl.Float64), *none),
+        executions=_numbers(trades),
         bars=kept,
         costs=kept,
-        predictions=kept,
-        incidents=kept,
+        predictions=None if has_costs else kept,
+        incidents=kept if incidents is None else incidents,
         facts=[("strategy", str(metrics.get("strategy", "unknown")))],
         source="the tables of a backtest, without its ledger",
     )
@@ -150,8 +154,6 @@ def from_folder(folder: Path) -> ReportData:
 
 def from_replay(settings: Settings, result: ReplayResult, series: Mapping[str, BarSeries]) -> ReportData:
     """Take the tables of a fast replay, which has no ledger, and the bars that it played."""
-    unknown = "a fast backtest does not write it down (tandem backtest --exact does)"
-    none = [pl.lit(None, dtype=pl.Float64).alias(name) for name in _COST_COLUMNS]
     chosen = settings.model_dump(mode="json")
     symbols = tuple(result.metrics["symbols"])
     return ReportData(
@@ -159,11 +161,11 @@ def from_replay(settings: Settings, result: ReplayResult, series: Mapping[str, B
         symbols=symbols,
         equity=result.equity,
         decisions=result.decisions,
-        executions=result.trades.with_columns(pl.col("qty", "price", "fee").cast(pl.Float64), *none),
+        executions=_numbers(result.trades),
         bars=_within(_played(series, symbols), result.equity),
         costs=_cost_model(chosen),
-        predictions=NotMeasured(unknown),
-        incidents=NotMeasured(unknown) if result.metrics["incidents"] else (),
+        predictions=None,
+        incidents=_incident_rows(result.incidents),
         facts=_setting_facts(chosen, STEPPED_VENUE),
         source="the tables of a fast backtest",
     )
@@ -175,7 +177,7 @@ def from_replay(settings: Settings, result: ReplayResult, series: Mapping[str, B
 def _executions(ledger: Ledger) -> pl.DataFrame:
     fills, orders, costs = schema.fills, schema.orders, schema.costs
     question = (
-        select(fills, orders.c.type, *(costs.c[name] for name in _COST_COLUMNS))
+        select(fills, orders.c.type, *(costs.c[name] for name in COSTS))
         .outerjoin(orders, orders.c.client_id == fills.c.client_id)
         .outerjoin(costs, (costs.c.venue == fills.c.venue) & (costs.c.exec_id == fills.c.exec_id))
         .order_by(fills.c.at, fills.c.exec_id)
@@ -191,12 +193,12 @@ def _executions(ledger: Ledger) -> pl.DataFrame:
             "kind": _KINDS.get(row.type, row.type),
             "leg": row.leg,
             "exec_id": row.exec_id,
-            **{name: getattr(row, name) for name in _COST_COLUMNS},
+            **{name: getattr(row, name) for name in COSTS},
         }
         for row in ledger.rows(question)
     ]
     text = dict.fromkeys(("symbol", "side", "kind", "leg", "exec_id"), pl.String())
-    number = dict.fromkeys(("qty", "price", "fee", *_COST_COLUMNS), pl.Float64())
+    number = dict.fromkeys(("qty", "price", "fee", *COSTS), pl.Float64())
     types: dict[str, Any] = {**text, **number, "filled_at": pl.Datetime("us", "UTC")}
     return pl.DataFrame(records, schema=types, infer_schema_length=None)
 
@@ -206,6 +208,19 @@ def _incidents(ledger: Ledger) -> list[IncidentRow]:
     question = select(table).order_by(table.c.incident_id.desc()).limit(INCIDENTS_READ_MAX)
     rows = [IncidentRow(row.at, row.kind, row.symbol, row.detail) for row in ledger.rows(question)]
     return rows[::-1]
+
+
+def _incident_rows(incidents: pl.DataFrame) -> list[IncidentRow]:
+    """Return the newest rows of `agent.tables.incidents_frame`."""
+    rows = incidents.tail(INCIDENTS_READ_MAX).select("at", "kind", "symbol", "detail").iter_rows()
+    return [IncidentRow(*row) for row in rows]
+
+
+def _numbers(trades: pl.DataFrame) -> pl.DataFrame:
+    """Return a replay's `trades` as executions: floats, by time as a ledger's are."""
+    return trades.with_columns(pl.col("qty", "price", "fee").cast(pl.Float64)).sort(
+        "filled_at", "exec_id", maintain_order=True
+    )
 
 
 def _played(series: Mapping[str, BarSeries], symbols: Sequence[str]) -> Mapping[str, BarSeries] | NotMeasured:

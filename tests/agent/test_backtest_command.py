@@ -44,6 +44,7 @@ def test_a_backtest_writes_its_tables_and_tells_the_metrics(bars: Path, tmp_path
         "decisions.parquet",
         "trades.parquet",
         "equity.parquet",
+        "incidents.parquet",
         "metrics.json",
         "report.html",
     }
@@ -68,7 +69,7 @@ def test_fast_and_exact_write_the_same_tables(bars: Path, tmp_path: Path) -> Non
         assert code == 0, err
         words.append(out.strip().splitlines()[-1].split(":")[0])
     assert words == ["fast replay", "exact replay"]
-    for table in ("decisions", "trades", "equity"):
+    for table in ("decisions", "trades", "equity", "incidents"):
         fast, exact = (pl.read_parquet(tmp_path / name / f"{table}.parquet") for name in ("fast", "exact"))
         assert fast.equals(exact), table
 

@@ -273,10 +273,13 @@ def test_a_backtest_without_its_ledger_says_what_is_not_measured_and_why(tmp_pat
     data = from_folder(folder)
     found = figures(data)
     assert isinstance(found.performance, Performance)
-    for missing in (found.benchmark, found.costs, found.relative, data.incidents):
+    for missing in (found.benchmark, found.relative, data.bars):
         assert isinstance(missing, NotMeasured)
         assert "--keep-ledger" in missing.reason
-    assert "Not measured" in Reader(page(data)).text
+    assert isinstance(found.costs, CostGroup)
+    assert found.costs.compared == data.executions.height > 0
+    assert data.incidents == []
+    assert "not measured" in Reader(page(data)).text
 
 
 def test_a_kept_ledger_gives_what_the_backtest_itself_reported(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ partial fills, limits that trip. Nothing here knows what the right trades are; t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,32 @@ import pytest
 from real_replays import CRYPTO, EQUITIES, STRATEGIES, Case, played
 
 from agent.fast_replay import NotFastError, _Run, fast_replay
+from agent.ledger.store import open_ledger
 from agent.replay import ReplayResult, replay
+from agent.report import ReportData, figures, from_ledger
+from agent.report.data import NotMeasured
+from agent.report.sources import from_replay
 from agent.settings import Settings, load
+from agent.tables import COSTS
 from brokers.calendar import calendar
 from brokers.domain import parse_period
 from brokers.series import BarSeries, from_ns
 from brokers.simulated.synthetic import SyntheticMarketSettings, generate
 
+TIMES = {"trades": "filled_at", "equity": "close_time", "decisions": "close_time", "incidents": "at"}
 PRICES = ("open", "high", "low", "close")
 STEPS = (2.0, 0.5, 1 / 3.000007, 1.004, 1.02, 0.99, 7.0, 0.1)
 """Steps of `adj_factor`: even and uneven splits, and dividends."""
 
 
+REPORTED = (29, 34, 37, 41)
+"""Drawn cases with splits whose reports are compared: a halt, orders refused, stops, and many of them, at all costs."""
+
+
 def differences(fast: ReplayResult, exact: ReplayResult) -> list[str]:
     """Return the first difference of each column of each table; empty where they are equal."""
     found = []
-    for table in ("trades", "equity", "decisions"):
+    for table in ("trades", "equity", "decisions", "incidents"):
         left, right = getattr(fast, table), getattr(exact, table)
         if left.schema != right.schema or left.height != right.height:
             found.append(f"{table}: {left.height} rows against {right.height}, {left.schema} {right.schema}")
@@ -41,7 +52,7 @@ def differences(fast: ReplayResult, exact: ReplayResult) -> list[str]:
             unequal = (~left[column].eq_missing(right[column])).arg_true()
             if len(unequal):
                 row = unequal[0]
-                at = right["close_time" if table != "trades" else "filled_at"][row]
+                at = right[TIMES[table]][row]
                 values = f"{left[column][row]!r} against {right[column][row]!r}"
                 found.append(f"{table}.{column}: {len(unequal)} rows, first {row} at {at}: {values}")
     if {**fast.metrics, "replay": "exact"} != exact.metrics:
@@ -167,6 +178,35 @@ def compared(settings: Settings, series: Mapping[str, BarSeries]) -> ReplayResul
 @pytest.mark.parametrize("seed", range(25))
 def test_the_fast_replay_of_a_drawn_case_is_the_exact_one(seed: int) -> None:
     compared(*drawn(seed))
+
+
+EXECUTIONS = ("filled_at", "symbol", "side", "leg", "kind", "qty", "price", "fee", "exec_id", *COSTS)
+
+
+def numbers(data: ReportData) -> str:
+    """Return every number of a report."""
+    found = figures(data)
+    assert not isinstance(data.incidents, NotMeasured)
+    assert not isinstance(found.costs, NotMeasured)
+    assert found.costs.compared == data.executions.height
+    groups = [asdict(group) for group in (*found.costs_by_leg, *found.costs_by_symbol)]
+    columns = [found.close_ns_T.tolist(), found.equity_T.tolist(), [asdict(one) for one in data.incidents]]
+    rows = data.executions.select(EXECUTIONS).rows()
+    return json.dumps([found.summary(), groups, columns, rows], sort_keys=True, default=str, indent=1)
+
+
+@pytest.mark.parametrize("seed", REPORTED)
+def test_the_report_of_a_fast_replay_has_every_number_of_the_exact_ones(seed: int, tmp_path: Path) -> None:
+    settings, series = drawn(seed)
+    url = f"sqlite:///{tmp_path / 'ledger.sqlite'}"
+    replay(settings, series, ledger_url=url)
+    ledger = open_ledger(url, create=False)
+    try:
+        exact = from_ledger(ledger, series=series)
+    finally:
+        ledger.close()
+    fast = from_replay(settings, fast_replay(settings, series), series)
+    assert numbers(fast).splitlines() == numbers(exact).splitlines()
 
 
 @pytest.mark.slow
