@@ -42,7 +42,7 @@ def test_on_a_martingale_a_bracket_only_costs_its_two_sides() -> None:
     world = ExitMartingale()
     sides = 2.0 * math.log1p(-5.0 * BPS)
     for bracket in (NONE, Bracket(4.0, None), Bracket(None, 3.0), Bracket(4.0, 8.0)):
-        assert world.worth(bracket) == pytest.approx(sides, abs=0.02 * BPS)
+        assert world.worth(bracket) == pytest.approx(sides, abs=0.05 * BPS)
     assert world.captured([Bracket(2.0, 4.0)]) is None
 
 

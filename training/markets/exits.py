@@ -39,7 +39,7 @@ LEVELS: tuple[float | None, ...] = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, None)
 """Stops and take-profits that are compared, in `sigma`; None for no such exit."""
 WORTHLESS = 1e-4
 """Brackets that add less, in log return of a trade, are all the same."""
-STEPS_PER_SIGMA = 10
+STEPS_PER_SIGMA = 6
 REACH_SIGMAS = 60.0
 """Displacements without a level reach so far: more than seven deviations of sixty bars."""
 REACH_BEYOND = 8.0
