@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -22,6 +23,8 @@ log = structlog.get_logger("tandem.notify")
 
 TARGETS_MAX = 10
 """Notification URLs of one daemon."""
+REAP_S_MAX = 5.0
+"""Longest wall wait for a process that was killed to be gone."""
 START_S_MAX = 15.0
 """What the child may take beyond the time of sending: it loads Apprise, on a machine that may be busy."""
 
@@ -86,22 +89,26 @@ def labels(urls: Sequence[str]) -> list[str]:
     return [f"{url.partition('://')[0].lower()}#{number}" for number, url in enumerate(urls, start=1)]
 
 
-async def check_urls(settings: NotificationSettings, urls: Sequence[str]) -> None:
+async def check_urls(settings: NotificationSettings, urls: Sequence[str]) -> str | None:
     """Refuse URLs that Apprise does not know, or that would carry messages in plain text beyond this machine.
+
+    Returns:
+        Why they could not be checked; None where they were.
 
     Raises:
         NotificationError: Naming the URL by its label, and the remedy.
     """
     if not urls:
-        return
+        return None
     try:
         faults = await AppriseSender(settings).ask(urls, {})
     except ChildError as error:  # each sending checks its URL again: trading need not wait for that
         log.warning("the notification URLs could not be checked", error=str(error))
-        return
+        return str(error)
     for label, fault in zip(labels(urls), faults, strict=True):
         if fault is not None:
             raise NotificationError(f"notification URL {label}: {fault}")
+    return None
 
 
 class AppriseSender:
@@ -144,8 +151,10 @@ class AppriseSender:
             raise ChildError("the process that sends it did not end in time") from None
         finally:
             if process.returncode is None:
-                process.kill()
-                await process.wait()
+                with suppress(ProcessLookupError):  # it has just ended by itself
+                    process.kill()
+                with suppress(TimeoutError):  # it is dead; a loop that does not hear of it must not wait for ever
+                    await asyncio.wait_for(process.wait(), REAP_S_MAX)
 
 
 def _faults(answer: bytes, code: int | None) -> list[str | None]:
