@@ -96,7 +96,7 @@ def bench(
     bundles: Annotated[
         list[Path] | None, typer.Option("--bundle", help="Folder of a model bundle; repeatable.", show_default="none")
     ] = None,
-    bars: Annotated[int, typer.Option(min=100, max=10_000_000, help="Decisions on each path.")] = 20_000,
+    bars: Annotated[int, typer.Option(min=100, max=1_000_000, help="Decisions on each path.")] = 20_000,
     seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Paths, each of a seed of its own.")] = 16,
     first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first path.")] = 0,
     overrides: Annotated[
@@ -134,7 +134,7 @@ def bench(
 def world(
     name: Annotated[str, typer.Argument(help="World.", metavar="NAME")],
     out: Annotated[Path, typer.Option(help="Parquet file to write; it must not exist yet.", show_default=False)],
-    bars: Annotated[int, typer.Option(min=1, max=10_000_000, help="Bars.")] = 100_000,
+    bars: Annotated[int, typer.Option(min=1, max=2_000_000, help="Bars.")] = 100_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the path.")] = 0,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="world.param=value; repeatable.", show_default="none")

@@ -8,10 +8,11 @@ from math import log
 import numpy as np
 import pytest
 
+from brokers.calendar import calendar
 from brokers.costs import CostModel
 from brokers.domain import Side
 from strategies.baselines import Baseline, make_baseline
-from strategies.features import FeatureSpec
+from strategies.features import FeatureSpec, Group, compute_frame
 from strategies.strategy import Abstention, Observations, Opinion
 from training.accounting import Execution, FillKind, account_equity
 from training.errors import TrainingError
@@ -281,6 +282,42 @@ def test_a_strategy_for_other_bars_is_refused() -> None:
     driver = Driver(world.path(LEAD_BARS + 200, 1), LEAD_BARS - 1, world.allowed)
     with pytest.raises(TrainingError, match="train it with period 5m"):
         driver.drive(make_baseline("momentum", {}, 2 * PERIOD))
+
+
+class OnColumns(OneByOne):
+    """A strategy that reads a column of the predictor's world."""
+
+    @property
+    def feature_spec(self) -> FeatureSpec:
+        return FeatureSpec((Group("signals", "signals", {"names": ["column_007"], "window": 32}),))
+
+
+def test_a_strategy_that_reads_columns_is_refused_where_there_are_none() -> None:
+    world = MeanReverting()
+    driver = Driver(world.path(LEAD_BARS + 200, 1), LEAD_BARS - 1, world.allowed)
+    with pytest.raises(TrainingError, match=r"cannot decide in this world: .* lack the columns column_007"):
+        driver.drive(OnColumns(rules(world, "flat")["flat"]))
+
+
+def test_a_strategy_that_reads_columns_decides_where_they_are() -> None:
+    world = Predictor(place=7)
+    driver = Driver(world.path(LEAD_BARS + 200, 1), LEAD_BARS - 1, world.allowed)
+    assert len(driver.drive(OnColumns(rules(world, "random")["random"])).held_T) == 200
+
+
+def test_the_rolling_score_of_a_slow_column_loses_a_third_of_what_the_column_is_worth() -> None:
+    """The best band on the very column, seen as the default features see it, stays far below the optimum."""
+    world = Predictor()
+    optimum, path = world.solve(), world.path(LEAD_BARS + 40_000, 1)
+    spec = FeatureSpec((Group("signals", "signals", {"names": ["column_007"], "window": 128}),))
+    score_T = compute_frame(spec, path.series, calendar("24/7"))[LEAD_BARS - 1 : -1, 0]
+    fractions = []
+    for band in (0.5, 0.75, 1.0, 1.25):
+        target_PT = np.stack([np.where(np.abs(score_T) > band, np.sign(score_T), held) for held in (-1, 0, 1)])
+        regret = score(world, optimum, path, follow(target_PT.astype(np.int64))).regret
+        fractions.append(1.0 - regret / optimum.gain)
+    assert np.corrcoef(score_T, path.state_T[LEAD_BARS - 1 : -1])[0, 1] == pytest.approx(0.66, abs=0.05)
+    assert max(fractions) == pytest.approx(0.63, abs=0.05)
 
 
 def test_the_sign_rule_of_a_world_without_shorts_goes_flat_instead() -> None:
