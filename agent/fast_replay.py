@@ -10,9 +10,11 @@ Axes: T closes, S symbols.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -57,6 +59,7 @@ _TELL_EVERY = 1_000
 """Closes between two words of progress."""
 _NO_FEATURES: Float = np.empty((0, 0))
 """No rule of a decision looks at features."""
+_NO_ENTRIES: Mapping[str, int] = {}
 _MARGIN = 1e-9
 """Relative distance within which a price or a limit counts as reached: the exact rule then decides."""
 _FLOOR_FRACTION = Decimal("0.01")
@@ -140,9 +143,10 @@ def fast_replay(
     """
     if not settings.symbols:
         settings = settings.model_copy(update={"symbols": tuple(series)})
-    run = _Run(settings, {symbol: series[symbol] for symbol in settings.symbols})
-    run.play(progress)
-    tables = tables_of(run.told(), series)
+    with _unsearched():
+        run = _Run(settings, {symbol: series[symbol] for symbol in settings.symbols})
+        run.play(progress)
+        tables = tables_of(run.told(), series)
     return result_of(
         settings,
         tables.decisions,
@@ -152,6 +156,18 @@ def fast_replay(
         series=series,
         way="fast",
     )
+
+
+@contextmanager
+def _unsearched() -> Iterator[None]:
+    """Let Python search nothing for cyclic garbage: what a replay makes lives to its end or has no cycles."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class _Run:
@@ -542,7 +558,7 @@ class _Run:
         stops: dict[str, int] = {}
         if self.settings.risk.cooldown_bars:
             stops = {symbol: self._bars_since(at, t) for symbol, at in self.desk.stopped.items()}
-        return Remembered(Counter(symbol for _, symbol in self._entries), stops)
+        return Remembered(Counter([symbol for _, symbol in self._entries]) if self._entries else _NO_ENTRIES, stops)
 
     def _bars_since(self, at: datetime, t: int) -> int:
         """Count the closes after a time, up to a close."""

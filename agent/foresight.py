@@ -212,13 +212,21 @@ def _symbol(
     except (FeatureError, ExactError) as error:
         raise NotFastError(str(error)) from error
     close_N = np.full(count, -1, dtype=np.int64)
-    place = closes_ns.searchsorted(bars.close_ns[history:])
+    is_whole = np.array_equal(bars.close_ns[history:][:closes], closes_ns)
+    if is_whole:  # a bar at every close: nothing needs to be looked up
+        place = np.minimum(np.arange(count - history), closes)
+    else:
+        place = closes_ns.searchsorted(bars.close_ns[history:])
     close_N[history:] = place
     bar_T = np.full(closes, -1, dtype=np.int64)
     decided = np.flatnonzero((close_N >= 0) & (close_N < closes))
     bar_T[close_N[decided]] = decided
-    first_T = np.append(bars.close_ns.searchsorted(closes_ns), bars.close_ns.searchsorted(closes_ns[-1], side="right"))
-    last_T = bars.close_ns.searchsorted(closes_ns, side="right") - 1
+    if is_whole:
+        first_T = history + np.arange(closes + 1)
+        last_T = first_T[:-1]
+    else:
+        last_T = bars.close_ns.searchsorted(closes_ns, side="right") - 1
+        first_T = np.append(bars.close_ns.searchsorted(closes_ns), last_T[-1] + 1)
     if not warm:  # bars before the memory were never fetched
         last_T = np.where(last_T < history, -1, last_T)
     seen_T = min(warm, spec.memory_bars) + np.maximum(last_T + 1 - history, 0)

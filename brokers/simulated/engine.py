@@ -324,10 +324,12 @@ class MatchingEngine:
     def account(self) -> Account:
         """Return equity at the last completed closes (in units after a split that has opened), cash, buying power."""
         state = self._usable()
+        marks = money.marks(state, self._market)
+        equity = state.account.equity(marks)
         return Account(
-            equity=state.account.equity(money.marks(state, self._market)),
+            equity=equity,
             cash=state.account.cash,
-            buying_power=money.buying_power(state, self._market, self.settings.leverage),
+            buying_power=money.buying_power(state, marks, equity, self.settings.leverage),
             as_of=from_ns(state.now_ns),
         )
 

@@ -29,10 +29,12 @@ class Market:
         self._splits = {symbol: split_ratios(feed.series[symbol].adj_factor) for symbol in feed.symbols}
         self._visible: dict[str, int] = {}
         self._prices: dict[str, tuple[int, Decimal]] = {}
+        self._last: dict[str, tuple[int, Decimal]] = {}
 
     def forget(self) -> None:
         """Forget how far each symbol had come: time may have gone back."""
         self._visible.clear()
+        self._last.clear()
 
     def visible(self, symbol: str, now_ns: int) -> int:
         """Return how many bars of a symbol have completed at or before `now_ns`."""
@@ -49,13 +51,18 @@ class Market:
 
     def last_price(self, symbol: str, now_ns: int) -> Decimal | None:
         """Return the last completed close as money; None before the first."""
+        last = self._last.get(symbol)
+        if last is not None and last[0] == now_ns:  # asked for several times at one instant
+            return last[1]
         count = self.visible(symbol, now_ns)
         if not count:
             return None
         priced = self._prices.get(symbol)
         if priced is None or priced[0] != count:
             priced = self._prices[symbol] = (count, quantise(float(self._series[symbol].close[count - 1])))
-        return self._in_units_of(symbol, count, priced[1], now_ns)
+        price = self._in_units_of(symbol, count, priced[1], now_ns)
+        self._last[symbol] = (now_ns, price)
+        return price
 
     def previous_close(self, symbol: str, now_ns: int) -> Decimal | None:
         """Return the close before the last completed one; None where there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 
 from brokers.account import ZERO
@@ -22,14 +23,13 @@ def marks(state: State, market: Market) -> dict[str, Decimal]:
     return found
 
 
-def buying_power(state: State, market: Market, leverage: Decimal) -> Decimal:
+def buying_power(state: State, prices: Mapping[str, Decimal], equity: Decimal, leverage: Decimal) -> Decimal:
     """Return leverage x equity - exposure - claims of working orders, at least zero.
 
     Exposure that market orders already sent will close counts as closed, so that a position can be
     turned, or one symbol swapped for another, at one open.
     """
-    prices = marks(state, market)
-    power = leverage * state.account.equity(prices)
+    power = leverage * equity
     for symbol, holding in state.account.holdings.items():
         exposed = abs(holding.qty)
         if symbol in state.live:
@@ -60,6 +60,7 @@ def standing(state: State, market: Market, symbol: str, leverage: Decimal) -> ru
     position = state.account.qty(symbol)
     working = _working(state, symbol)
     side = rules.closing_side(position)
+    prices = marks(state, market)
     by_legs, by_orders = rules.claimed_qty(working, side) if side is not None else (ZERO, ZERO)
     return rules.Standing(
         position=position,
@@ -67,7 +68,7 @@ def standing(state: State, market: Market, symbol: str, leverage: Decimal) -> ru
         held_by_orders=by_orders,
         working=working,
         last_price=market.last_price(symbol, state.now_ns),
-        buying_power=buying_power(state, market, leverage),
+        buying_power=buying_power(state, prices, state.account.equity(prices), leverage),
     )
 
 
