@@ -208,6 +208,8 @@ class _Run:
         self._halted_floor = Decimal(0)
         self._entries: deque[tuple[datetime, str]] = deque()
         self._moves = 0
+        self._day_ns = -1
+        """The venue day whose begin is in step."""
         self._walk: tuple[int, Float | None] = (0, None)
         """The close from which equity was looked at last, and what it is from there; None where nothing is held."""
         self.path = Path(self.symbols, len(self.closes_ns))
@@ -396,16 +398,20 @@ class _Run:
 
     def _pass_over(self, t: int, stop: int, positions: Mapping[str, int]) -> None:
         """Pass the closes t .. stop (exclusive), at which every position stays as it is."""
+        self.state.peak_equity = max(self.state.peak_equity, self._highest(t, stop))
+        self.path.rest(t, stop, positions, self.state.book)
+
+    def _highest(self, t: int, stop: int) -> Decimal:
+        """Return the highest equity of t .. stop (exclusive), or the peak so far where it is clearly below."""
         begin, walk_T = self._walk
         if walk_T is None:
-            highest = self.path.cash
-        else:
-            equity_T = walk_T[t - begin : stop - begin]
-            most = float(equity_T.max())
-            near = np.flatnonzero(equity_T >= most - abs(most) * 1e-12).tolist()
-            highest = max(self._equity_at(t + place) for place in near)
-        self.state.peak_equity = max(self.state.peak_equity, highest)
-        self.path.rest(t, stop, positions, self.state.book)
+            return self.path.cash
+        equity_T = walk_T[t - begin : stop - begin]
+        most = float(equity_T.max())
+        if most < float(self.state.peak_equity) * (1.0 - _MARGIN):
+            return self.state.peak_equity
+        near = np.flatnonzero(equity_T >= most - abs(most) * 1e-12).tolist()
+        return max(self._equity_at(t + place) for place in near)
 
     def _run_until(self, t: int) -> None:
         """Let time pass on the exchange up to a close; nothing happens on the way."""
@@ -458,6 +464,9 @@ class _Run:
     def _meet_day(self, t: int) -> None:
         """Bring the equity with which the venue day began in step where its first close was passed over."""
         day_ns = int(self.closes_ns[t]) // DAY_NS * DAY_NS
+        if day_ns == self._day_ns:
+            return
+        self._day_ns = day_ns
         day = from_ns(day_ns).date().isoformat()
         if day == self.state.day:
             return

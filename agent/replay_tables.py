@@ -430,9 +430,14 @@ def _equity_columns(told: Told, lengths: Int) -> tuple[Float, Float, Float]:
         ExactError: Numbers with more digits than the columns hold.
     """
     path = told.path
+    # while nothing is held, one row stands for all
+    is_flat = np.array([not one.qty for one in path.holdings])
+    rows = np.flatnonzero(np.repeat(~is_flat, lengths) | _begins(lengths))
+    spans = lengths
+    lengths = np.where(is_flat, 1, lengths)
     cash = constants([units(one.cash, 2 * _DECIMALS) for one in path.holdings])
     equity = Pair(np.repeat(cash.high, lengths), np.repeat(cash.low, lengths))
-    gross = Pair(np.zeros(path.closes), np.zeros(path.closes))
+    gross = Pair(np.zeros(len(rows)), np.zeros(len(rows)))
     for symbol, one in told.seen.symbols.items():
         held = [dict(span.qty).get(symbol, _ZERO) for span in path.holdings]
         if not any(held):
@@ -441,11 +446,13 @@ def _equity_columns(told: Told, lengths: Int) -> tuple[Float, Float, Float]:
         if max(map(abs, whole)) >= WHOLE_MAX:
             raise ExactError(f"{symbol}: a quantity has more digits than a float holds")
         qty_T = np.repeat(np.array(whole, dtype=np.float64), lengths)
-        equity += product(qty_T, one.mark_T)
-        gross += product(np.abs(qty_T), one.mark_T)
+        mark_T = one.mark_T[rows]
+        value = product(qty_T, mark_T)
+        equity += value
+        gross += value if min(whole) >= 0 else product(np.abs(qty_T), mark_T)
     peak = running_maximum(equity)
     one_unit = constants([10 ** (2 * _DECIMALS)])
-    unit = Pair(np.broadcast_to(one_unit.high, path.closes), np.broadcast_to(one_unit.low, path.closes))
+    unit = Pair(np.broadcast_to(one_unit.high, len(rows)), np.broadcast_to(one_unit.low, len(rows)))
     with np.errstate(divide="ignore", invalid="ignore"):
         equity_T, doubtful = equity.over(unit)
         exposure_T, unsure = gross.over(equity)
@@ -455,7 +462,16 @@ def _equity_columns(told: Told, lengths: Int) -> tuple[Float, Float, Float]:
         # as the ledger's rows are: in Decimal
         total, exposed, highest = (_money(column, row) for column in (equity, gross, peak))
         equity_T[row], exposure_T[row], drawdown_T[row] = _equity_row(total, exposed, max(highest, _ZERO))
-    return equity_T, exposure_T, drawdown_T
+    # a row that stands for a flat span is repeated over it
+    counts = np.repeat(np.where(is_flat, spans, 1), lengths)
+    return np.repeat(equity_T, counts), np.repeat(exposure_T, counts), np.repeat(drawdown_T, counts)
+
+
+def _begins(lengths: Int) -> NDArray[np.bool_]:
+    """Tell which rows begin a span."""
+    begins = np.zeros(int(lengths.sum()), dtype=np.bool_)
+    begins[np.cumsum(lengths) - lengths] = True
+    return begins
 
 
 def _money(column: Pair, row: int) -> Decimal:
