@@ -82,7 +82,7 @@ class NewestBars(Mapping[str, Bar]):
         """Return the index of a symbol's newest bar; -1 for none."""
         if self._close < 0:
             return self._seen.warm_last[symbol]
-        return int(self._seen.symbols[symbol].last_T[self._close])
+        return self._seen.symbols[symbol].last_T.item(self._close)
 
     def __getitem__(self, symbol: str) -> Bar:
         """Return a symbol's newest bar."""
@@ -271,7 +271,7 @@ class _Run:
 
     def _step(self, t: int) -> int:
         """Move to the next event; decide where it is the close. Returns the close that comes next."""
-        due = from_ns(self.closes_ns[t])
+        due = from_ns(self.closes_ns.item(t))
         engine = self.engine
         changed = engine.pass_event(due)
         if changed:
@@ -415,7 +415,7 @@ class _Run:
 
     def _run_until(self, t: int) -> None:
         """Let time pass on the exchange up to a close; nothing happens on the way."""
-        until = from_ns(self.closes_ns[t])
+        until = from_ns(self.closes_ns.item(t))
         if until > self.engine.now:
             changed = self.engine.run_until(until)
             if changed or self.engine.moves() != self._moves:
@@ -482,13 +482,13 @@ class _Run:
         out_of_range: list[int] = []
         for symbol in self.symbols:
             one = self.seen.symbols[symbol]
-            place, newest = one.bar_T[t], one.last_T[t]
+            place, newest = one.bar_T.item(t), one.last_T.item(t)
             bars[symbol] = [one.series.bar(place)] if place >= 0 else []
             is_warm = newest >= 0 and one.seen_T[t] >= self.seen.spec.memory_bars
-            volatility.append(one.volatility_N[newest] if is_warm else math.nan)
-            out_of_range.append(one.out_of_range_N[newest])
+            volatility.append(one.volatility_N.item(newest) if is_warm else math.nan)
+            out_of_range.append(one.out_of_range_N.item(newest))
         return View(
-            close_time=from_ns(self.closes_ns[t]),
+            close_time=from_ns(self.closes_ns.item(t)),
             bars=bars,
             account=self.engine.account(),
             positions=self.engine.positions(),
@@ -547,7 +547,7 @@ class _Run:
         last = int(one.last_T[t])
         found = silence(
             symbol,
-            from_ns(self.closes_ns[t]),
+            from_ns(self.closes_ns.item(t)),
             newest=one.series.bar(last) if last >= 0 else None,
             came=bool(one.bar_T[t] >= 0),
             features_F=self._row(one, t),

@@ -23,7 +23,7 @@ from agent.settings import Settings
 from brokers.calendar import TradingCalendar, period_to_ns
 from brokers.costs import PRICE_QUANTUM, split_ratios
 from brokers.exact_columns import ExactError, quantised_units
-from brokers.series import BarSeries, Float, Int, from_ns, to_ns
+from brokers.series import BarSeries, Float, Int, from_ns, places_in, to_ns
 from brokers.simulated.reach import Reach
 from strategies.batch import BatchAnswers, BatchStrategy
 from strategies.features import FeatureError, FeatureSpec, IncrementalFeatures, features_and_volatility
@@ -139,7 +139,7 @@ def foresee(
         remembered = int(bars.start_ns.searchsorted(remembered_ns))
         warm = max(0, history - remembered)
         warm_last[symbol] = history - 1 if warm else -1
-        place_N = closes_ns.searchsorted(opens_ns[symbol])
+        place_N = places_in(closes_ns, opens_ns[symbol], side="left")
         found[symbol] = _symbol(settings, bars, strategy, calendar, closes_ns, place_N, warm=warm, history=history)
     seen = Foresight(closes_ns=closes_ns, symbols=found, spec=spec, warm_last=warm_last)
     _verify(seen, strategy, calendar, settings)

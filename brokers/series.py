@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,21 @@ def to_ns(at: datetime) -> int:
 def from_ns(ns: int) -> datetime:
     """Return the aware UTC time of nanoseconds since the epoch."""
     return _EPOCH + timedelta(microseconds=int(ns) // 1_000)
+
+
+def places_in(sorted_ns: Int, at_ns: Int, *, side: Literal["left", "right"]) -> Int:
+    """Return `sorted_ns.searchsorted(at_ns, side)`, at once where each time falls just before its own of the sorted.
+
+    Args:
+        sorted_ns: Increasing times.
+        at_ns: Times to find.
+        side: As for NumPy: with `left`, a time equal to a sorted one comes before it.
+    """
+    if len(at_ns) == len(sorted_ns):
+        after, before = (np.greater, np.less_equal) if side == "left" else (np.greater_equal, np.less)
+        if before(at_ns, sorted_ns).all() and after(at_ns[1:], sorted_ns[:-1]).all():
+            return np.arange(len(at_ns))
+    return np.asarray(sorted_ns.searchsorted(at_ns, side=side), dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +82,15 @@ class BarSeries:
         """Return one bar as a domain object."""
         return Bar(
             symbol=self.symbol,
-            start=from_ns(self.start_ns[index]),
-            close_time=from_ns(self.close_ns[index]),
-            open=float(self.open[index]),
-            high=float(self.high[index]),
-            low=float(self.low[index]),
-            close=float(self.close[index]),
-            volume=float(self.volume[index]),
-            adj_factor=float(self.adj_factor[index]),
-            signals={name: float(column[index]) for name, column in self.signals.items()},
+            start=from_ns(self.start_ns.item(index)),
+            close_time=from_ns(self.close_ns.item(index)),
+            open=self.open.item(index),
+            high=self.high.item(index),
+            low=self.low.item(index),
+            close=self.close.item(index),
+            volume=self.volume.item(index),
+            adj_factor=self.adj_factor.item(index),
+            signals={name: column.item(index) for name, column in self.signals.items()} if self.signals else {},
         )
 
     def slice(self, begin: int, end: int) -> BarSeries:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brokers.domain import utc
-from brokers.series import BarSeries, Int, from_ns
+from brokers.series import BarSeries, Int, from_ns, places_in
 
 _COLUMNS = ("start_ns", "close_ns", "open_ns", "open", "high", "low", "close", "volume", "adj_factor")
 
@@ -151,7 +151,7 @@ class Timeline:
         every = [feed.series[symbol] for symbol in feed.symbols]
         closes = _distinct(np.sort(np.concatenate([series.close_ns for series in every]), kind="stable"))
         for symbol, series in zip(feed.symbols, every, strict=True):
-            last = np.searchsorted(closes, series.open_ns, side="right") - 1
+            last = places_in(closes, series.open_ns, side="right") - 1
             opens = np.where(last < 0, series.open_ns, np.maximum(series.open_ns, closes[last] + deadline_ns))
             if np.any(opens >= series.close_ns):
                 at = from_ns(series.start_ns[opens >= series.close_ns][0])
