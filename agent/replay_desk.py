@@ -167,12 +167,12 @@ class ReplayDesk:
         at_venue = self._instruments[intent.symbol].asset_class.value in self._brackets
         request = request_of(intent, client_id, qty, at_venue=at_venue)
         try:
-            order = self._engine.submit(request)
+            order = self._engine.accept(request)
         except RejectedError as error:
             self.rejections.append((self._engine.now, intent.symbol, str(error)))
             state.rejects[intent.symbol] = state.rejects.get(intent.symbol, 0) + 1
             return Reason.REJECTED
-        for new in (order, *order.legs):
+        for new in (order, *map(self._engine.book().__getitem__, order.leg_ids)):
             known = KnownOrder(
                 client_id=new.client_id,
                 intent_id=intent.intent_id,

@@ -210,6 +210,10 @@ class MatchingEngine:
             RefusedError: A rule of `rules` is broken; nothing of the order exists.
             BooksError: The order could not be committed; look its client id up.
         """
+        return self._snapshot(self._usable(), self.accept(request))
+
+    def accept(self, request: OrderRequest) -> BookOrder:
+        """Do what `submit` does; return the order as the exchange keeps it, to be read, not changed."""
         state = self._usable()
         names = (
             request.client_id,
@@ -230,7 +234,7 @@ class MatchingEngine:
         for new in (order, *legs):
             state.add(new)
         self._commit(state)
-        return self._snapshot(state, order)
+        return order
 
     def cancel(self, client_id: str) -> Order | None:
         """Cancel a working order and return it; a terminal one stays as it is, an unknown id gives None."""

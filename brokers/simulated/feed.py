@@ -185,7 +185,7 @@ class Timeline:
 
     def after(self, at_ns: int) -> int:
         """Return the index of the first instant strictly after a time."""
-        return int(np.searchsorted(self.times_ns, at_ns, side="right"))
+        return int(self.times_ns.searchsorted(at_ns, side="right"))
 
 
 def _distinct(sorted_ns: Int) -> Int:

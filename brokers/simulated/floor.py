@@ -77,6 +77,8 @@ class Floor:
             orders = state.live.get(symbol, {}).values()
             if any(order.opens_to_wait or order.type is OrderType.MARKET for order in orders):
                 return state.cursor
+            if not (orders or self.reach(symbol).has_actions):
+                continue
             place = self._places[symbol]
             closes, opens = self._series[place].close_ns, self.timeline.opens_ns[place]
             begin = int(closes.searchsorted(state.now_ns, side="right"))

@@ -40,12 +40,10 @@ class Market:
         """Return how many bars of a symbol have completed at or before `now_ns`."""
         closes = self._series[symbol].close_ns
         count = self._visible.get(symbol, 0)
-        for _ in range(_WALK_MAX):
-            if count == len(closes) or closes[count] > now_ns:
-                break
+        if count + _WALK_MAX < len(closes) and closes.item(count + _WALK_MAX) <= now_ns:
+            count = int(closes.searchsorted(now_ns, side="right"))
+        while count < len(closes) and closes.item(count) <= now_ns:
             count += 1
-        else:
-            count = int(np.searchsorted(closes, now_ns, side="right"))
         self._visible[symbol] = count
         return count
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from brokers.series import BarSeries, Float
@@ -29,9 +31,10 @@ class Reach:
     def first(self, begin: int, end: int, below: float, above: float) -> int:
         """Return the first bar of begin .. end (exclusive) that trades at or beyond a level; `end` where none does."""
         size = _CHUNK_BARS
+        looks_up = above < math.inf
         while begin < end:
             stop = min(begin + size, end)
-            if self._low[begin:stop].min() <= below or self._high[begin:stop].max() >= above:
+            if self._low[begin:stop].min() <= below or (looks_up and self._high[begin:stop].max() >= above):
                 reached = (self._low[begin:stop] <= below) | (self._high[begin:stop] >= above)
                 return begin + int(reached.argmax())
             begin, size = stop, min(size * _CHUNK_GROWTH, _CHUNK_BARS_MAX)
@@ -43,6 +46,11 @@ class Reach:
             return end
         place = int(self._actions.searchsorted(begin))
         return end if place == len(self._actions) else min(int(self._actions[place]), end)
+
+    @property
+    def has_actions(self) -> bool:
+        """True where any bar opens with a split or dividend."""
+        return bool(self._with_action)
 
     def opens_with_action(self, bar: int) -> bool:
         """Tell whether a bar opens with a split or dividend."""
