@@ -54,6 +54,7 @@ NAMES_SHOWN_MAX = 12
 NAME_LENGTH_SHOWN_MAX = 40
 _FIRST_YEAR, _LAST_YEAR = 1700, 2250
 """Nanoseconds since 1970 fit 64 bits from 1678 to 2262."""
+SYMBOL_LENGTH_MAX = 64
 _DUPLICATED = re.compile(r"(.+)_duplicated_\d+")
 """How Polars calls a column whose name the header of a CSV holds a second time."""
 _AWARE = r"(Z|[+-]\d{2}:?\d{2})$"
@@ -369,12 +370,20 @@ def _symbol_faults(frame: pl.DataFrame) -> list[Fault]:
     import polars as pl  # noqa: PLC0415  heavy: only who reads files pays for it
 
     name = pl.col("symbol")
+    found = []
     unnamed = frame.filter(name.is_null() | name.str.strip_chars().is_in(["", ".", ".."]))
-    if not len(unnamed):
-        return []
-    at = unnamed["start_ns"][0]
-    where = "a row" if at is None else f"the bar at {rfc3339(at)}"
-    return [Fault("a row names no symbol", "", "", where, len(unnamed), "write the symbol into every row")]
+    if len(unnamed):
+        at = unnamed["start_ns"][0]
+        where = "a row" if at is None else f"the bar at {rfc3339(at)}"
+        remedy = "write the symbol into every row"
+        found.append(Fault("a row names no symbol", "", "", where, len(unnamed), remedy))
+    for symbol in frame["symbol"].drop_nulls().unique().sort().to_list():
+        if symbol.strip() and not (symbol.isprintable() and len(symbol) <= SYMBOL_LENGTH_MAX):
+            shown = ascii(symbol[:SYMBOL_LENGTH_MAX])
+            remedy = f"write at most {SYMBOL_LENGTH_MAX} letters, digits and signs, nothing that a terminal obeys"
+            rows = int((frame["symbol"] == symbol).sum())
+            found.append(Fault("a symbol cannot be shown as it is", "", "", shown, rows, remedy))
+    return found
 
 
 def _timestamp_faults(frame: pl.DataFrame, *, naive: pl.Expr) -> list[Fault]:

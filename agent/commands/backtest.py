@@ -123,7 +123,22 @@ def _replay_exact(
             result = replay(settings, series, ledger_url=ledger_url, progress=progress)
         write_result(result, out)
         _report(ledger_url, series, result, out)
+    _tell_unrecorded(result)
     return result.metrics
+
+
+def _tell_unrecorded(result: ReplayResult) -> None:
+    """Say where the language model had no voice for lack of recorded answers: the result is that of the others."""
+    from strategies.strategy import Reason  # noqa: PLC0415 - loaded by the replay
+
+    sign = f'"abstained": "{Reason.LLM_NOT_RECORDED.value}"'
+    silent = int(result.decisions["votes"].str.contains(sign, literal=True).sum())
+    if silent:
+        typer.echo(
+            f"the language model abstained on {silent} of {result.decisions.height} decisions, whose answers were "
+            f"never recorded ({Reason.LLM_NOT_RECORDED.value}): name what holds them in llm.recorded",
+            err=True,
+        )
 
 
 def _report(ledger_url: str, series: Mapping[str, BarSeries], result: ReplayResult, out: Path) -> None:

@@ -224,7 +224,7 @@ def _strategy(settings: Settings) -> Iterable[Check]:
         strategy, pinned = make_strategy(settings)
     except StartError as error:
         remedy = "train one (`tandem train dqn`, `tandem models promote`), or choose a baseline: strategy.name"
-        yield Check("strategy", "fail", str(error), remedy if chosen.name == "dqn" else "correct strategy")
+        yield Check("strategy", "fail", str(error), remedy if chosen.name == "dqn" else "correct what it names")
         return
     is_trained = chosen.name in {"dqn", "llm", "fused"}
     what = "hashes verified, canary answered" if is_trained else "a baseline"

@@ -216,7 +216,9 @@ def read_backup(folder: Path) -> Backup:
                 raise LedgerError(f"the backup {folder} is damaged: {copy.file} is not what was written: use another")
             _check(folder / copy.file)
     except (OSError, sqlite3.Error, ValueError, KeyError, TypeError) as error:
-        raise _failed(f"{folder} is not a backup that can be used", error) from error
+        if isinstance(error, KeyError):
+            error = ValueError(f"{MANIFEST} has no {error}")
+        raise _failed(f"{folder} is not a backup that can be used", error, otherwise="use another") from error
     return found
 
 
@@ -370,7 +372,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _failed(what: str, error: Exception) -> LedgerError:
+def _failed(what: str, error: Exception, *, otherwise: str = "`tandem doctor` checks the original") -> LedgerError:
+    """Return what to say of an error, with the remedy that fits it, or `otherwise`."""
     text = str(error)
     if "locked" in text:
         remedy = "a program holds the database for long: try again"
@@ -380,5 +383,5 @@ def _failed(what: str, error: Exception) -> LedgerError:
         text = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
         remedy = "check the path and its permissions"
     else:
-        remedy = "`tandem doctor` checks the original"
+        remedy = otherwise
     return LedgerError(f"{what}: {text}: {remedy}")

@@ -573,6 +573,7 @@ _REMEDIES = (
     ("unable to open", "it cannot be opened: check that the folder exists and may be written by this user"),
     ("not a database", "the file is not a SQLite database: move it away or correct ledger.url"),
     ("malformed", "the file is damaged: restore a backup"),
+    ("Could not decode", "the file is damaged: restore a backup"),
     ("no such table", "it is not a ledger of this program, or of another version"),
     ("disk I/O error", "the disk gave an error: check the disk and its free space"),
 )

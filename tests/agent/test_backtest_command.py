@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
 import pytest
 from tandem_cli import tandem
+from test_models_commands import tiny as tiny_models
 
 from brokers.simulated.synthetic import SyntheticMarketSettings, generate
 
@@ -125,3 +127,19 @@ def test_the_same_backtest_twice_gives_the_same_equity(bars: Path, tmp_path: Pat
         backtest(bars, tmp_path / name, "--exact")
     frames = [pl.read_parquet(tmp_path / name / "equity.parquet") for name in ("one", "two")]
     assert frames[0].equals(frames[1])
+
+
+def test_a_language_model_without_recorded_answers_is_told(bars: Path, tmp_path: Path) -> None:
+    answers = tmp_path / "answers.jsonl"
+    answers.touch()
+    bundle = tiny_models.make_bundle(tmp_path / "bundle")
+    named = {"llm.model": "tandem", "llm.digest": "'0123456789ab'", "llm.recorded": answers, "symbols": "[AAA]"}
+    named |= {"strategy.bundle": bundle.path}
+    options = [part for key, value in named.items() for part in ("--set", f"{key}={value}")]
+    done = tandem("backtest", "--bars", bars, "--out", tmp_path / "run", "--strategy", "llm", *options, "--json")
+    assert done.code == 0, done.err
+    count = done.json["decisions"]
+    told = re.search(r"abstained on (\d+) of (\d+) decisions", done.err)
+    assert told is not None
+    assert 0 < int(told[1]) <= int(told[2]) == count
+    assert "llm.recorded" in done.err

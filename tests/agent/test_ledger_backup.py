@@ -295,6 +295,7 @@ def test_what_is_no_backup_is_refused(home: Path, content: str) -> None:
     done = asked(home, "restore", copy)
     assert done.code == 1
     assert str(copy) in done.err
+    assert "doctor" not in done.err
     assert "Traceback" not in done.err
 
 

@@ -459,3 +459,11 @@ def test_the_operator_commands_import_neither_polars_nor_onnxruntime(ledger: Led
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_text_of_the_ledger_that_a_disk_has_damaged_is_told_with_its_remedy(recorded: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "ledger.sqlite"
+    copy.write_bytes(recorded.read_bytes().replace(b'"target"', b'"tar\xffet"'))
+    done = tandem("status", "--set", f"ledger.url=sqlite:///{copy}")
+    assert done.code == 1
+    assert "the file is damaged: restore a backup" in done.err

@@ -357,3 +357,14 @@ def test_bars_cannot_be_made_shorter() -> None:
     fine = generate(SyntheticMarketSettings(bars=20))["SYNTH"]
     with pytest.raises(BarsError, match="do not nest in the period"):
         resample(fine, timedelta(minutes=1), ALWAYS)
+
+
+@pytest.mark.parametrize("symbol", ["A\x1b[31mB", "A\nB", "\u202eABC", "A" * 65])
+def test_a_symbol_that_a_terminal_would_obey_or_nobody_can_read_is_a_fault(tmp_path: Path, symbol: str) -> None:
+    path = tmp_path / "bars.parquet"
+    columns = {name: [1.0] for name in ("open", "high", "low", "close", "volume")}
+    start = [datetime(2024, 1, 1, tzinfo=UTC)]
+    pl.DataFrame({"timestamp": start, "symbol": [symbol], **columns}).write_parquet(path)
+    text = fault_of(path)
+    assert f"a symbol cannot be shown as it is (1 row: {symbol[:64]!a})" in text
+    assert symbol not in text
