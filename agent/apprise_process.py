@@ -144,10 +144,19 @@ def _send(service: NotifyBase, question: dict[str, Any], words: _Words) -> str |
 
 def _watch_memory() -> None:
     """End this process at its limit. A limit of the system's would do, but a hardened unit forbids to set one."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    while resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit < MEMORY_BYTES_MAX:
+    while _resident_bytes() < MEMORY_BYTES_MAX:
         time.sleep(MEMORY_LOOK_S)
     os._exit(TOO_LARGE)
+
+
+def _resident_bytes() -> int:
+    """Return what this process holds now; on Linux its peak would begin with that of the daemon that started it."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - read fifty times a second
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _late(_signal: int, _frame: FrameType | None) -> NoReturn:

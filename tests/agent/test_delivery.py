@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from webhook import Webhook, webhook
 
+from agent.apprise_process import MEMORY_BYTES_MAX
 from agent.delivery import AppriseSender, Message, NotificationError, check_urls, notification_urls
 from agent.settings import NotificationSettings
 
@@ -39,6 +41,13 @@ def test_a_message_arrives_as_it_was_written(hook: Webhook) -> None:
     assert send(hook.url) is None
     (taken,) = hook.taken
     assert (taken["title"], taken["message"], taken["type"]) == (MESSAGE.title, MESSAGE.body, MESSAGE.level)
+
+
+def test_a_message_of_a_daemon_that_is_larger_than_its_sender_may_be_arrives(hook: Webhook) -> None:
+    held = bytearray(MEMORY_BYTES_MAX + 64 * 1024 * 1024)
+    held[:: resource.getpagesize()] = b"x" * len(range(0, len(held), resource.getpagesize()))  # touched, so resident
+    assert send(hook.url) is None
+    assert len(hook.taken) == len(held[:1])
 
 
 @pytest.mark.parametrize("status", [301, 404, 429, 500, 503])
