@@ -35,7 +35,7 @@ from agent.orders import Intent
 from agent.parts import Parts
 from agent.recent import Recent
 from agent.records import record_outcome
-from agent.risk import breach
+from agent.risk import breach, breach_text
 from agent.settings import Settings
 from agent.trading_state import TradingState
 from brokers.domain import BrokerError, UnavailableError
@@ -298,7 +298,7 @@ class Trader:
         reason = breach(risk, self.settings.risk)
         if reason is None or risk.halted is not None:
             return
-        detail = f"drawdown {risk.drawdown:.2%} exceeds {self.settings.risk.drawdown_fraction:.2%}"
+        detail = breach_text(risk, self.settings.risk)
         self.ledger.set_state(
             connection, "halt", {"halted": True, "reason": detail, "at": schema.iso(view.close_time), "by": "risk gate"}
         )
