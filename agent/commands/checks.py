@@ -45,7 +45,7 @@ def check_all(settings: Settings) -> list[Check]:
     """Check the machine, the settings and everything that they name."""
     from agent.commands.llm_checks import check_language_model  # noqa: PLC0415 - they are made of checks themselves
 
-    what_is_named = (_calendar, _host, _ledger, _bar_store, _bars, _strategy)
+    what_is_named = (_calendar, _host, _ledger, _bar_store, _log_file, _bars, _strategy)
     everything = (*what_is_named, check_language_model, _venue, _ports, _notifications)
     return [*_python(), *_packages(), Check("settings", "ok", "read and valid"), *_run(settings, everything)]
 
@@ -201,6 +201,19 @@ def _bar_store(settings: Settings) -> Iterable[Check]:
 
     symbols = BarStore(root).symbols(settings.bar_period)
     yield Check("bar store", "ok", f"{root} holds bars of {len(symbols)} symbols with period {settings.period}")
+
+
+def _log_file(settings: Settings) -> Iterable[Check]:
+    path = settings.log.file
+    if path is None:
+        return
+    place = path if path.exists() else _nearest(path.parent)
+    if path.is_dir() or (place != path and not place.is_dir()):
+        yield Check("log file", "fail", f"{place} is {'a' if path.is_dir() else 'no'} folder", "correct log.file")
+    elif not os.access(place, os.W_OK):
+        yield Check("log file", "fail", f"{place} cannot be written", "give this user write access to it")
+    else:
+        yield Check("log file", "ok", f"{path} {'can be written' if place == path else 'will be made'}")
 
 
 def _bars(settings: Settings) -> Iterable[Check]:

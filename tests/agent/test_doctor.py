@@ -161,3 +161,12 @@ def test_notification_urls_that_can_be_used_are_named_by_their_service(
     code, found = findings(*options)
     assert code == 0
     assert found["notifications"]["detail"].startswith("json#1: halts, ")
+
+
+@pytest.mark.parametrize("place", ["", "a_file/tandem.log", "missing/tandem.log"])
+def test_a_log_file_is_checked_before_it_is_needed(options: list[str], tmp_path: Path, place: str) -> None:
+    (tmp_path / "a_file").touch()
+    code, found = findings(*options, "--set", f"log.file={tmp_path / place}")
+    can_be_made = place.startswith("missing")
+    assert (code, found["log file"]["status"]) == ((0, "ok") if can_be_made else (1, "fail"))
+    assert not (tmp_path / "missing").exists()
