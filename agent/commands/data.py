@@ -175,7 +175,8 @@ def _print_check(report: BarsReport) -> None:
 
 
 def _symbol_text(found: SymbolReport) -> str:
-    lines = [f"{found.symbol}: {found.rows} bars, {found.first} to {found.last}"]
+    name = found.symbol if found.symbol.isprintable() else ascii(found.symbol)  # a terminal would obey the rest
+    lines = [f"{name}: {found.rows} bars, {found.first} to {found.last}"]
     if found.outside_sessions:
         lines.append(f"  {found.outside_sessions} rows outside sessions, which readers drop")
     if found.missing:
