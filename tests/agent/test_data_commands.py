@@ -129,6 +129,6 @@ def test_a_symbol_that_a_terminal_would_obey_is_shown_spelt_out(tmp_path: Path) 
     file = tmp_path / "bars.csv"
     rows = (f"2024-01-01T00:{minute:02}:00Z,\x1b[2JA,1,1,1,1,1" for minute in (0, 5, 10))
     file.write_text("timestamp,symbol,open,high,low,close,volume\n" + "\n".join(rows) + "\n")
-    done = tandem("data", "check", file)
-    assert done.code == 1
-    assert r"'\x1b[2JA': 3 bars" in done.out
+    result = run.invoke(app, ["check", str(file)])
+    assert result.exit_code == 1
+    assert r"'\x1b[2JA': 3 bars" in result.stdout
