@@ -232,6 +232,10 @@ class Decider:
         if not volatility > 0.0:
             row["outcome"] = Reason.NO_VOLATILITY.value if row["position"] == 0 else PLANNED
             return None
+        if budget.risk.equity <= 0:  # a loss beyond the account, or an account without money: nothing can be sized
+            row["outcome"] = Reason.NO_BUYING_POWER.value if row["position"] == 0 else PLANNED
+            row["votes"]["gate"] = {"refused": Reason.NO_BUYING_POWER.value}
+            return None
         wanted = abs(
             target_quantity(
                 self.parts.sizing,

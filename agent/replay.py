@@ -134,10 +134,16 @@ def result_of(
     way: Literal["exact", "fast"],
 ) -> ReplayResult:
     """Return a replay's tables with what is measured on them; `way` says how it was replayed."""
-    from strategies.performance import performance, splits_of  # noqa: PLC0415 - at the end only
+    from strategies.performance import PerformanceError, performance, splits_of  # noqa: PLC0415 - at the end only
 
     played = {symbol: series[symbol] for symbol in settings.symbols}
-    measured = performance(equity, trades, splits=splits_of(played)) if equity.height > 1 else None
+    measured = None
+    unmeasured: str | None = "fewer than two closes"
+    if equity.height > 1:
+        try:
+            measured, unmeasured = performance(equity, trades, splits=splits_of(played)), None
+        except PerformanceError as error:  # a loss beyond the account: the tables stand all the same
+            unmeasured = str(error)
     metrics: dict[str, Any] = {
         "replay": way,
         "strategy": settings.strategy.name,
@@ -147,6 +153,7 @@ def result_of(
         "trades": trades.height,
         "incidents": dict(sorted(Counter(incidents["kind"]).items())),
         "performance": None if measured is None else asdict(measured),
+        "not_measured": unmeasured,
     }
     return ReplayResult(decisions=decisions, trades=trades, equity=equity, incidents=incidents, metrics=metrics)
 

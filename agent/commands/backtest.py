@@ -205,6 +205,8 @@ def _tell(metrics: Mapping[str, Any], settings: Settings, out: Path) -> None:
             ("round trips", f"{measured['round_trips']}, {_percent(measured['win_rate'])} with a profit"),
             ("fees", f"{money(measured['fees'])} USD"),
         ]
+    else:
+        rows.append(("not measured", str(metrics["not_measured"])))
     if metrics["incidents"]:
         rows.append(("incidents", ", ".join(f"{kind} {count}" for kind, count in metrics["incidents"].items())))
     screen.pairs(rows)

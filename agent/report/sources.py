@@ -31,6 +31,13 @@ LEDGER_FILE = "ledger.sqlite"
 """What a backtest's `--keep-ledger` writes."""
 INCIDENTS_READ_MAX = 5_000
 
+_COLUMNS = {
+    "equity": ("close_time", "equity", "cash", "gross_exposure"),
+    "decisions": ("close_time", "symbol", "action", "target", "reason", "outcome", "votes"),
+    "trades": ("symbol", "side", "qty", "price", "fee", "filled_at", "kind", "leg"),
+}
+"""What each table of a backtest must hold to be reported on."""
+
 _KINDS = {"market": "open", "stop": "stop", "stop_limit": "stop", "limit": "limit"}
 _PRICES = ("open", "high", "low", "close", "volume", "adj_factor")
 _SHOWN_SETTINGS = (
@@ -131,6 +138,12 @@ def from_folder(folder: Path) -> ReportData:
         raise ReportError(
             f"{folder} is not what a backtest wrote ({error}): name the folder given to `tandem backtest --out`"
         ) from error
+    for name, columns in _COLUMNS.items():
+        if lacking := [column for column in columns if column not in frames[name].columns]:
+            raise ReportError(
+                f"{folder / name}.parquet lacks the column {lacking[0]!r}, so it is not what a backtest wrote: name "
+                "the folder given to `tandem backtest --out`"
+            )
     kept = NotMeasured("the ledger of this backtest was not kept (tandem backtest --keep-ledger)")
     trades = frames["trades"]
     has_costs = set(COSTS) <= set(trades.columns)

@@ -19,7 +19,7 @@ from real_replays import CRYPTO, EQUITIES, STRATEGIES, Case, played
 from agent.fast_replay import NotFastError, _Run, fast_replay
 from agent.ledger.store import open_ledger
 from agent.replay import ReplayResult, replay
-from agent.report import ReportData, figures, from_ledger
+from agent.report import ReportData, figures, from_ledger, write_report
 from agent.report.data import NotMeasured
 from agent.report.sources import from_replay
 from agent.settings import Settings, load
@@ -239,6 +239,25 @@ def test_a_halt_is_met_at_the_close_that_breaks_the_limit_though_nothing_trades_
     exact = compared(settings, series)
     assert exact.metrics["incidents"] == {"halt": 1}
     assert exact.trades.height < 10
+
+
+def test_a_loss_beyond_the_account_ends_entries_and_nothing_else(tmp_path: Path) -> None:
+    chosen = ["strategy.name=random", "strategy.params={flip_probability: 0.3, seed: 5}", "strategy.shorts=true"]
+    limits = ["risk.drawdown_fraction=10", "risk.daily_loss_fraction=10", "exits.stop_volatility=null"]
+    settings = load(None, [*chosen, *limits, "symbols=[A,B]"])
+    series = generate(SyntheticMarketSettings(symbols=("A", "B"), bars=400), calendar("24/7"))
+    rocket = np.where(np.arange(400) >= 200, 1_000.0, 1.0)
+    series = series | {"A": replace(series["A"], **{name: getattr(series["A"], name) * rocket for name in PRICES})}
+    result = compared(settings, series)
+    bankrupt = result.equity.filter(result.equity["equity"] < 0)
+    assert bankrupt.height > 10, "the seed no longer holds a short when the price leaps"
+    after = result.decisions.filter(result.decisions["close_time"] >= bankrupt["close_time"][0])
+    assert (after["outcome"] == "no_buying_power").sum() > 0
+    assert (after["held_qty"].to_numpy()[-2:] == 0.0).all(), "what was held is still closed"
+    assert result.metrics["performance"] is None
+    assert "not positive" in result.metrics["not_measured"]
+    write_report(tmp_path / "report.html", from_replay(settings, result, series))
+    assert "not positive" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_bars_that_the_live_cycle_refuses_are_left_to_it() -> None:
