@@ -49,7 +49,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) (a few minutes the first time)"
 	@$(PIP_INSTALL) hatchling editables
 	@$(PIP_INSTALL) $(if $(TORCH_INDEX_URL),--no-deps --index-url "$(TORCH_INDEX_URL)") torch
-	@$(PIP_INSTALL) --no-build-isolation --editable '.[train,dev]'
+	@$(PIP_INSTALL) --no-build-isolation --editable '.[train,dev,postgres]'
 	@touch $@
 
 run: setup
