@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,11 +87,18 @@ def _replay(settings: Settings, out: Path, *, exact: bool, keep_ledger: bool) ->
     from agent.exchange import load_series  # noqa: PLC0415 - Polars and the engine
 
     series = load_series(settings, period=settings.bar_period)
+    is_new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    metrics = None
-    if not (exact or keep_ledger):
-        metrics = _replay_fast(settings, series, out)
-    return _replay_exact(settings, series, out, keep_ledger=keep_ledger) if metrics is None else metrics
+    try:
+        metrics = None
+        if not (exact or keep_ledger):
+            metrics = _replay_fast(settings, series, out)
+        return _replay_exact(settings, series, out, keep_ledger=keep_ledger) if metrics is None else metrics
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # something was written: that stays
+                out.rmdir()
+        raise
 
 
 def _replay_fast(settings: Settings, series: Mapping[str, BarSeries], out: Path) -> Mapping[str, Any] | None:

@@ -94,6 +94,12 @@ def test_start_makes_earlier_bars_history_and_end_cuts(bars: Path, tmp_path: Pat
     assert "warming_up" not in decisions["reason"].to_list()
 
 
+def test_a_backtest_that_fails_leaves_no_empty_folder(bars: Path, tmp_path: Path) -> None:
+    code, _, err = backtest(bars, tmp_path / "out", "--start", "2030-01-01")
+    assert code == 1, err
+    assert not (tmp_path / "out").exists()
+
+
 def test_symbols_choose_also_those_that_look_like_other_words(bars: Path, tmp_path: Path) -> None:
     code, out, err = backtest(bars, tmp_path / "run", "--exact", "--symbols", "NO", "--json")
     assert code == 0, err
