@@ -261,7 +261,7 @@ class OrderDesk:
     def _accepted(self, intent: Intent, order: Order) -> Reason:
         with self.ledger.transaction() as connection:
             record_orders(connection, self.ledger, self.state, [order], self.clock.now())
-            arm_exits(connection, self.ledger, self.state, self.clock.now())
+            arm_exits(connection, self.ledger, self.state, self.clock.now(), only=order.symbol)
             self._settle(connection, intent, IntentState.DONE, Reason.TRADED)
             self._reset_rejects(connection, intent.symbol)
             if order.reason == "legs_missing":

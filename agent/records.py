@@ -171,12 +171,24 @@ def record_outcome(connection: Connection, intent: Intent, reason: Reason) -> No
     connection.execute(_OUTCOME, {**decision, "outcome": reason.value})
 
 
-def arm_exits(connection: Connection, ledger: Ledger, state: TradingState, venue_now: datetime) -> list[str]:
+def arm_exits(
+    connection: Connection, ledger: Ledger, state: TradingState, venue_now: datetime, *, only: str | None = None
+) -> list[str]:
     """Bring the exits in step with positions: every position has a plan, every plan a mode.
 
-    Returns the symbols that hold a position without any plan (the caller must give them one).
+    Args:
+        connection: The caller's transaction.
+        ledger: Where exits are kept.
+        state: Changed in place.
+        venue_now: Venue time.
+        only: The one symbol of which something has changed; None for all.
+
+    Returns:
+        The symbols that hold a position without any plan (the caller must give them one).
     """
-    ended, changed, naked = step_exits(state, lambda symbol: _planned_exit(connection, state, symbol, venue_now))
+    ended, changed, naked = step_exits(
+        state, lambda symbol: _planned_exit(connection, state, symbol, venue_now), only=only
+    )
     for symbol in ended:
         connection.execute(schema.exits.delete().where(schema.exits.c.symbol == symbol))
     for armed in changed:
@@ -185,24 +197,28 @@ def arm_exits(connection: Connection, ledger: Ledger, state: TradingState, venue
 
 
 def step_exits(
-    state: TradingState, planned: Callable[[str], ArmedExit | None]
+    state: TradingState, planned: Callable[[str], ArmedExit | None], *, only: str | None = None
 ) -> tuple[list[str], list[ArmedExit], list[str]]:
     """Bring the exits that are known in step with positions.
 
     Args:
         state: Positions, orders and exits; changed in place.
         planned: Gives the exits that the newest entry on the side of a symbol's position was planned with.
+        only: The one symbol of which something has changed; None for all.
 
     Returns:
         The symbols whose exits have ended, the exits that are new or of another mode, and the symbols that hold a
         position without any plan.
     """
-    ended = [symbol for symbol in state.exits if not state.book.qty(symbol)]
+    known = list(state.exits) if only is None else {only} & state.exits.keys()
+    ended = [symbol for symbol in known if not state.book.qty(symbol)]
     for symbol in ended:
         del state.exits[symbol]
     changed: list[ArmedExit] = []
     naked: list[str] = []
-    for symbol, holding in state.book.holdings.items():
+    holdings = state.book.holdings
+    for symbol in list(holdings) if only is None else {only} & holdings.keys():
+        holding = holdings[symbol]
         armed = state.exits.get(symbol)
         if armed is None or not _closes(armed, holding.qty):
             # none yet, or a reversal between two looks left those of the other side: the entry's own plan counts
