@@ -179,7 +179,16 @@ class Trader:
     async def _opinions(self, observations: Observations, deadline_s: float) -> dict[str, Opinion | Abstention]:
         thinking = asyncio.create_task(self._thought(observations, deadline_s))
         try:
-            await self._guard_until(thinking)
+            await self._guard_until(thinking)  # what fails here is not the mind's fault: a ledger's ends the daemon
+            return await self._said(thinking, observations, deadline_s)
+        finally:
+            thinking.cancel()
+
+    async def _said(
+        self, thinking: asyncio.Task[Sequence[Opinion | Abstention]], observations: Observations, deadline_s: float
+    ) -> dict[str, Opinion | Abstention]:
+        """Return what the mind said; whatever it failed with is an abstention with a reason, never a vote."""
+        try:
             return checked(observations.symbols, await thinking)
         except TimeoutError:
             log.exception("the strategy missed its deadline", strategy=self.parts.strategy.name, deadline_s=deadline_s)
@@ -187,8 +196,6 @@ class Trader:
         except Exception as error:  # any fault of a model is an abstention with a reason, never a vote
             log.exception("the strategy failed", strategy=self.parts.strategy.name)
             return {s: Abstention(s, Reason.MODEL_ERROR, str(error)[:200]) for s in observations.symbols}
-        finally:
-            thinking.cancel()
 
     async def _thought(self, observations: Observations, deadline_s: float) -> Sequence[Opinion | Abstention]:
         async with asyncio.timeout(deadline_s):

@@ -148,16 +148,26 @@ class Fused:
         """Ask the language model; whatever goes wrong with it is an abstention of it alone."""
         symbols = observations.symbols
         try:
-            answers = await self.llm.opinions_in_order(observations, order)
+            answers = [_sound(answer) for answer in await self.llm.opinions_in_order(observations, order)]
+            answered = [answer.symbol for answer in answers]
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 -- a mind that fails has no vote; the network decides
             return [
                 Abstention(symbol, Reason.MODEL_ERROR, f"{type(error).__name__}: {error}"[:200]) for symbol in symbols
             ]
-        if [answer.symbol for answer in answers] != list(symbols):
+        if answered != list(symbols):
             return [Abstention(symbol, Reason.LLM_BAD_ANSWER, "answers for other symbols") for symbol in symbols]
         return answers
+
+
+def _sound(answer: Answer) -> Answer:
+    """Return an answer, or an abstention where it holds a number that is none: the pool must not meet it."""
+    if isinstance(answer, Opinion):
+        numbers = (*answer.probabilities.values(), *answer.detail.values(), *answer.q.values())
+        if answer.target not in {-1, 0, 1} or not all(math.isfinite(number) for number in numbers):
+            return Abstention(answer.symbol, Reason.LLM_BAD_ANSWER, "a number of it is none")
+    return answer
 
 
 def fuse(

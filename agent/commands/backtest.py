@@ -94,7 +94,7 @@ def _replay(settings: Settings, out: Path, *, exact: bool, keep_ledger: bool) ->
         if not (exact or keep_ledger):
             metrics = _replay_fast(settings, series, out)
         return _replay_exact(settings, series, out, keep_ledger=keep_ledger) if metrics is None else metrics
-    except BaseException:
+    except BaseException:  # an interruption too: an empty folder tells nothing
         if is_new:
             with suppress(OSError):  # something was written: that stays
                 out.rmdir()

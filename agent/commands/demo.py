@@ -50,8 +50,8 @@ def demo(
         config = _write_config(out, folder, bars, seed, overrides or [])
         settings = _load(config)
         champion = _champion(settings, config, out, console, retrain=retrain)
-    except BaseException:
-        shutil.rmtree(folder)  # nothing has been played
+    except BaseException:  # an interruption too: nothing has been played
+        shutil.rmtree(folder, ignore_errors=True)  # the first error is the one to tell
         raise
     report = _play(settings, bars, console)
     page = _write_report(settings, folder)

@@ -99,8 +99,8 @@ def back_up(ledger: Path, books: Path | None, out: Path, *, wait_s: float) -> Ba
             _sync(partial)
             partial.rename(out)
             _sync(out.parent)
-        except BaseException:
-            shutil.rmtree(partial)
+        except BaseException:  # whatever ends it, an interruption too: half a backup must not lie about
+            shutil.rmtree(partial, ignore_errors=True)  # the first error is the one to tell
             raise
     except (OSError, sqlite3.Error) as error:
         raise _failed(f"the backup of {ledger} to {out} was not made", error) from error

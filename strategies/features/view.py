@@ -119,7 +119,7 @@ class TracingView(MarketView):
         self.signals: dict[str, int] = {}
 
     def _block(self, size: int, lag: int) -> Float:
-        raise NotImplementedError
+        raise AssertionError(f"a tracing view holds no rows: {size} at lag {lag} were read past `_read`")
 
     def _read(self, kind: str, column: str, half_life: float, window: int, lag: int) -> Float:
         self._asked[kind, column, half_life] = None

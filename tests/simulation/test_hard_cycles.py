@@ -21,6 +21,7 @@ from agent import control, cycle
 from agent.cycle import Trader
 from agent.daemon import Daemon
 from agent.ledger import schema
+from agent.ledger.store import LedgerError
 from agent.parts import Parts
 from agent.recent import Recent
 from brokers.calendar import calendar
@@ -332,6 +333,35 @@ def test_what_fills_while_a_mind_thinks_is_guarded_before_it_has_thought(
         return slow.guarded
 
     assert during(world, body) == {"A": True, "B": True}
+
+
+def test_a_ledger_that_fails_while_a_mind_thinks_ends_the_close_and_is_no_abstention(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cycle, "GUARD_EVERY_S", 0.05)
+    world = world_of(tmp_path, "costs.latency_bars=2", running=True)
+
+    async def body(parts: Parts, trader: Trader, first: datetime) -> None:
+        slow = Slow(parts, 1)
+        parts.strategy = slow
+        await parts.clock.advance(first)
+        await trader.on_close(first)
+        await parts.clock.advance(first + PERIOD)
+        asked = 0
+        sound = parts.reconciler.sync
+
+        async def full_disk() -> Any:
+            nonlocal asked
+            asked += 1
+            if asked > 1:  # the first look is that of the close itself
+                raise LedgerError("the disk is full")
+            return await sound()
+
+        parts.reconciler.sync = full_disk  # type: ignore[method-assign]  # a disk that fills up at this moment
+        with pytest.raises(LedgerError, match="disk is full"):
+            await trader.on_close(first + PERIOD)
+
+    during(world, body)
 
 
 # ---- the gate ---------------------------------------------------------------------------------------------------

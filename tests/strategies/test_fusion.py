@@ -164,6 +164,38 @@ def test_the_second_mind_is_asked_first_where_the_network_wants_a_change_and_nev
     assert isinstance(answers[1], Abstention)
 
 
+class Nonsense(Recorder):
+    """A second mind that says what cannot be pooled."""
+
+    def __init__(self, spec: FeatureSpec, said: object) -> None:
+        super().__init__(spec)
+        self.said = said
+
+    async def opinions_in_order(self, observations: Observations, order: Sequence[int]) -> Sequence[Answer]:
+        del observations, order
+        return self.said  # type: ignore[return-value]  # that is the point
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        [None, None],
+        [Opinion("HELD", 1, probabilities={0: math.nan, 1: 1.0}), Opinion("WANTED", 7)],
+        [Opinion("HELD", 1, detail={"mass": math.inf}), Opinion("WANTED", 1, probabilities={1: math.nan})],
+    ],
+)
+def test_nonsense_of_the_second_mind_takes_nothing_from_the_first(said: object) -> None:
+    observations, spec = observed()
+    alone = make_baseline("buy_and_hold", {"shorts": False}, PERIOD)
+    answers = asyncio.run(Fused(alone, Nonsense(spec, said), FusionWeights(llm_weight=3.0)).opinions(observations))
+    for place in (0, 2):
+        fused = answers[place]
+        assert isinstance(fused, Opinion)
+        assert fused.target == 1
+        assert isinstance(fused.votes["llm"], Abstention)
+
+
 def test_a_second_mind_that_fails_takes_nothing_from_the_first() -> None:
     observations, spec = observed()
     alone = make_baseline("buy_and_hold", {"shorts": False}, PERIOD)
