@@ -13,7 +13,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -205,7 +205,8 @@ class _Words:
     def kill(self, process: subprocess.Popen[str]) -> None:
         """End a process that is not ready yet: it holds nothing that could be lost."""
         process.kill()
-        process.wait()
+        with suppress(subprocess.TimeoutExpired):  # stuck in the kernel: the system frees it when it can
+            process.wait(STOP_WAIT_S_MAX)
         self.close()
         for stream in (process.stdin, process.stdout):
             if stream is not None:
