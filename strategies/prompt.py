@@ -55,11 +55,14 @@ _WORD_CHARACTERS: Final = max(map(len, (*_TWO_SIDED, *_ONE_SIDED)))
 _SYSTEM: Final = (
     "You decide the position of a paper-trading account in one instrument until the next bar closes: {choices}.\n"
     "You are given the position and measurements of the market. Each has a word and a number without unit: returns "
-    "and distances in volatilities, volumes and volatilities as logarithms of ratios, the rest as shares.\n"
+    "and distances in volatilities, volumes and volatilities as logarithms of ratios, the rest as shares.\n{levels}"
     "BUY: be long. SELL: be {sold}. HOLD: keep the position.\n"
     'Answer with one JSON object and nothing else: {{"action": "BUY", "HOLD" or "SELL", '
     '"reason": at most {characters} characters}}.'
 )
+_LEVELS_TOLD: Final = "Levels are the account's own columns in units of their own, on a logarithmic scale beyond one.\n"
+_USER_KINDS: Final = ("signals", "levels")
+"""Group kinds whose features bear the names of user columns."""
 _LABEL = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _ENTRY = re.compile(rf"({_LABEL.pattern}) ([a-z ]{{1,{_WORD_CHARACTERS}}}) ([+-]\d+\.\d+)")
 _LINE = re.compile(rf"({_LABEL.pattern}): (.+)")
@@ -148,7 +151,10 @@ class Template:
         self._low_F, self._high_F = spec.ranges.T
         self._scales = tuple(scale_of(float(low), float(high)) for low, high in spec.ranges)
         self._system = _SYSTEM.format(
-            choices=_CHOICES[self.targets], sold=_POSITIONS[self.targets[0]], characters=REASON_CHARACTERS_MAX
+            choices=_CHOICES[self.targets],
+            levels=_LEVELS_TOLD if any(group.kind == "levels" for group in spec.definitions) else "",
+            sold=_POSITIONS[self.targets[0]],
+            characters=REASON_CHARACTERS_MAX,
         )
         self.characters_max = self._longest(spec)
         """Most characters that a prompt of this template can have."""
@@ -210,11 +216,12 @@ class Template:
 
 def _labels(spec: FeatureSpec) -> tuple[str, ...]:
     """Return `group.label` of every feature, of plain characters; a user's column is known by its place."""
-    columns = itertools.count(1)
+    columns = {kind: itertools.count(1) for kind in _USER_KINDS}
     labels: list[str] = []
     for group in spec.definitions:
         names = spec.names[spec.group_slices[group.name]]
-        labels += [f"signals.column_{next(columns)}" for _ in names] if group.kind == "signals" else names
+        place = columns.get(group.kind)
+        labels += names if place is None else [f"{group.kind}.column_{next(place)}" for _ in names]
     for label in labels:
         prefix, _, own = label.partition(".")
         if not (_LABEL.fullmatch(prefix) and _LABEL.fullmatch(own)) or prefix == "position":

@@ -20,6 +20,8 @@ SIGMAS = 8.0
 """Range of features measured in volatilities."""
 LOGS = 5.0
 """Range of logarithms of ratios."""
+LEVELS = 32.0
+"""Range of user columns at their own level: the inverse hyperbolic sine of 4e13."""
 TYPICAL_SIGMA = 2e-3
 """The volatility of a bar that counts as zero on the logarithmic scale of `volatility`."""
 
@@ -257,6 +259,21 @@ def robust_score(values_nW: Float) -> Float:
     return np.where(np.isnan(median_n), np.nan, score_n)
 
 
+def levels(*, names: Sequence[str]) -> Iterator[Feature]:
+    """Yield the user's own columns at their own level: asinh of the value, linear below 1 and a logarithm above.
+
+    What a column is worth may hang on where it stands, which no score against its own recent past can tell. Models
+    normalise their inputs by the training bars, so a small unit costs nothing; a column that changes its sign is best
+    given in a unit in which it is mostly within 10 of zero. A value that is not finite leaves the row unusable.
+    """
+    for name in names:
+        yield Feature(f"levels.{name}", -LEVELS, LEVELS, lambda v, n=name: _level(v.signal(n, 1)[:, -1]))
+
+
+def _level(value_n: Float) -> Float:
+    return np.arcsinh(np.where(np.isfinite(value_n), value_n, np.nan))
+
+
 def window_changes(*, window: int) -> Iterator[Feature]:
     """Yield the last price changes as log returns, oldest first."""
     for age in reversed(range(window)):
@@ -302,6 +319,7 @@ GROUPS: Mapping[str, Callable[..., Iterator[Feature]]] = {
     "calendar": calendar,
     "regime": regime,
     "signals": signals,
+    "levels": levels,
     "window_changes": window_changes,
     "window_volume": window_volume,
     "window_volatility": window_volatility,

@@ -221,7 +221,7 @@ def default_spec(period: timedelta, signals: Sequence[str] = ()) -> FeatureSpec:
 
     Args:
         period: Bar period; from one day on, the time of day is left out.
-        signals: The user's own columns to add.
+        signals: The user's own columns to add: each against its recent past, and at its own level.
     """
     intraday = period < timedelta(days=1)
     unit = 64
@@ -259,6 +259,7 @@ def default_spec(period: timedelta, signals: Sequence[str] = ()) -> FeatureSpec:
     ]
     if signals:
         groups.append(Group("signals", "signals", {"names": list(signals), "window": 128}))
+        groups.append(Group("levels", "levels", {"names": list(signals)}))
     return FeatureSpec(tuple(groups), period.total_seconds())
 
 

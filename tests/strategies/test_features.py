@@ -23,6 +23,7 @@ from strategies.features import (
     tutorial_spec,
     volatility_frame,
 )
+from strategies.features.groups import LEVELS
 
 FIVE_MINUTES = timedelta(minutes=5)
 HOUR = timedelta(hours=1)
@@ -51,6 +52,7 @@ def small_spec() -> FeatureSpec:
                 {"ratios": [[3, 14]], "efficiency": [9], "autocorrelation": [15], "drawdowns": [23]},
             ),
             Group("signals", "signals", {"names": list(SIGNALS), "window": 17}),
+            Group("levels", "levels", {"names": list(SIGNALS)}),
         )
     )
 
@@ -334,6 +336,52 @@ def test_a_signal_is_scored_against_its_median() -> None:
     deviation = np.median(np.abs(window - np.median(window)))
     score = (window[-1] - np.median(window)) / (1.4826 * deviation)
     assert warm_rows(spec, series)[-1, 0] == pytest.approx(score, rel=1e-9)
+
+
+def levels_of(*values: float) -> np.ndarray:
+    """The level of a column that ends with these values."""
+    spec = FeatureSpec((Group("levels", "levels", {"names": ["flow"]}),))
+    series = random_series(15, spec.memory_bars + len(values) - 1)
+    column = np.concatenate([series.signals["flow"][: -len(values)], values])
+    return warm_rows(spec, replace(series, signals={"flow": column}))[:, 0]
+
+
+def test_a_level_is_the_column_where_it_is_small_and_its_logarithm_where_it_is_large() -> None:
+    values = np.array([-1e9, -1e-6, 0.0, 1e-6, 0.1, 1e3, 1e9])
+    expected = [-np.log(2e9), -1e-6, 0.0, 1e-6, 0.1 - 0.1**3 / 6, np.log(2e3), np.log(2e9)]
+    np.testing.assert_allclose(levels_of(*values), expected, rtol=1e-5, atol=0)
+
+
+@given(values=st.lists(st.floats(-1e9, 1e9), min_size=2, max_size=20))
+@settings(max_examples=50, deadline=None)
+def test_levels_keep_the_order_of_their_column_and_no_amount_up_to_1e9_leaves_the_range(values: list[float]) -> None:
+    ordered = levels_of(*sorted(values))
+    assert (np.diff(ordered) >= 0.0).all()
+    assert np.abs(ordered).max() < LEVELS
+
+
+def test_levels_in_the_smallest_and_largest_units_are_the_same_once_normalised() -> None:
+    flow = np.random.default_rng(5).normal(5.0, 1.0, 200)
+
+    def normalised(unit: float) -> np.ndarray:
+        level = levels_of(*(flow * unit)).astype(np.float32).astype(np.float64)
+        return (level - level.mean()) / level.std()
+
+    np.testing.assert_allclose(normalised(1e-6), (flow - flow.mean()) / flow.std(), atol=1e-4)
+    assert np.corrcoef(normalised(1e9), flow)[0, 1] > 0.98
+
+
+@pytest.mark.parametrize("missing", [np.nan, np.inf, -np.inf])
+def test_a_level_that_is_no_number_leaves_the_row_unusable(missing: float) -> None:
+    before, at, after = levels_of(1.0, missing, 1.0)
+    assert np.isnan(at)
+    assert before == after == np.arcsinh(1.0)
+
+
+def test_new_kinds_of_groups_leave_the_hashes_of_old_specs_as_they_were() -> None:
+    """Models trained before stay loadable: a changed hash is a model that refuses to serve."""
+    hashes = {"tutorial": tutorial_spec().hash[:16], "default": default_spec(FIVE_MINUTES).hash[:16]}
+    assert hashes == {"tutorial": "16e033612ea6bc11", "default": "7b2bac72138b439f"}
 
 
 def test_a_spec_survives_json_with_its_hash() -> None:

@@ -103,8 +103,25 @@ def test_a_prompt_names_neither_users_columns_nor_symbols_nor_dates() -> None:
     spec = SPECS[1]
     text = " ".join(message["content"] for message in Template(spec).messages(np.zeros(len(spec.names)), 0))
     assert "signals: column_1 neutral +0.00; column_2 neutral +0.00" in text
+    assert "levels: column_1 neutral +0.00; column_2 neutral +0.00" in text
     assert "BTC" not in text
     assert "2024" not in text
+
+
+def test_levels_are_explained_where_there_are_any_and_nowhere_else() -> None:
+    with_levels, without = (Template(spec).messages(np.zeros(len(spec.names)), 0)[0] for spec in (SPECS[1], SPEC))
+    assert "Levels are the account's own columns" in with_levels["content"]
+    assert "evels" not in without["content"]
+
+
+def test_the_prompts_of_specs_without_levels_are_those_that_models_were_tuned_on() -> None:
+    hashes = [Template(spec).hash[:16] for spec in (SPEC, tutorial_spec())]
+    assert hashes == ["63a90ad47b72da0a", "7b0cb4d3b33e7559"]
+
+
+def test_thirty_columns_fit_into_a_prompt() -> None:
+    columns = [f"column_{place:03d}" for place in range(30)]
+    assert Template(default_spec(timedelta(minutes=5), columns)).characters_max < CHARACTERS_MAX / 1.5
 
 
 def test_the_system_message_is_the_same_in_every_prompt_of_a_template() -> None:

@@ -305,8 +305,21 @@ def test_a_strategy_that_reads_columns_decides_where_they_are() -> None:
     assert len(driver.drive(OnColumns(rules(world, "random")["random"])).held_T) == 200
 
 
+def test_the_level_of_a_slow_column_is_worth_the_optimum_itself() -> None:
+    """A straight line through the very column's level, decided by the optimum's thresholds."""
+    world = Predictor()
+    optimum, path = world.solve(), world.path(LEAD_BARS + 40_000, 1)
+    spec = FeatureSpec((Group("levels", "levels", {"names": ["column_007"]}),))
+    level_T = compute_frame(spec, path.series, calendar("24/7"))[LEAD_BARS - 1 : -1, 0]
+    state_T = path.state_T[LEAD_BARS - 1 : -1]
+    line = np.polyfit(level_T, state_T, 1)
+    regret = score(world, optimum, path, follow(optimum.targets(np.polyval(line, level_T)))).regret
+    assert np.corrcoef(level_T, state_T)[0, 1] > 0.99
+    assert 1.0 - regret / optimum.gain > 0.99
+
+
 def test_the_rolling_score_of_a_slow_column_loses_a_third_of_what_the_column_is_worth() -> None:
-    """The best band on the very column, seen as the default features see it, stays far below the optimum."""
+    """The best band on the very column, seen by its score alone, stays far below the optimum."""
     world = Predictor()
     optimum, path = world.solve(), world.path(LEAD_BARS + 40_000, 1)
     spec = FeatureSpec((Group("signals", "signals", {"names": ["column_007"], "window": 128}),))
