@@ -13,13 +13,10 @@ Axes: K steps, N episodes; T, F, P as in `training.market`, G = F + 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
-import structlog
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -29,6 +26,7 @@ from numpy.typing import NDArray
 from strategies.strategy import Action
 from training.environment import RUIN_REWARD, MarketBatch, StartPosition
 from training.errors import TrainingError
+from training.machine_code import machine_code
 from training.market import Float, Float32, Int, MarketTable
 
 GOING, TERMINATED, TRUNCATED = np.uint8(0), np.uint8(1), np.uint8(2)
@@ -45,19 +43,6 @@ SLOTS_AHEAD = 24
 _HOLD, _BUY = int(Action.HOLD), int(Action.BUY)
 _ACTIONS = len(Action)
 _SOUND = -1
-
-Kernel = TypeVar("Kernel", bound=Callable[..., Any])
-
-log = structlog.get_logger(__name__)
-
-
-def _machine_code(kernel: Kernel) -> Kernel:
-    """Compile `kernel` at its first call; keep the result where a folder can be written."""
-    try:
-        return cast("Kernel", numba.njit(cache=True, nogil=True)(kernel))
-    except RuntimeError as error:
-        log.warning("compiled_code_not_kept", kernel=kernel.__name__, error=str(error), remedy="set NUMBA_CACHE_DIR")
-        return cast("Kernel", numba.njit(nogil=True)(kernel))
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +242,7 @@ _prefetch: Any = intrinsic(_prefetch_signature)
 a row that does not exist is no fault."""
 
 
-@_machine_code
+@machine_code
 def _first_fault(action_N: Any, state_3N: Any) -> int:
     """Return the first slot that must not be stepped, or `_SOUND`: nothing outside of the arrays is ever read."""
     faults = 0
@@ -285,7 +270,7 @@ def _first_fault(action_N: Any, state_3N: Any) -> int:
     return _SOUND
 
 
-@_machine_code
+@machine_code
 def _step(action_N: Any, state_3N: Any, reward_TPN: Any, sell: int, ruin: float, reward_N: Any, ended_2N: Any) -> int:
     """Step every slot, or none and return the slot at fault."""
     fault = _first_fault(action_N, state_3N)
@@ -308,7 +293,7 @@ def _step(action_N: Any, state_3N: Any, reward_TPN: Any, sell: int, ruin: float,
     return _SOUND
 
 
-@_machine_code
+@machine_code
 def _observe(state_3N: Any, observations_TG: Any, out_NG: Any) -> None:
     """Write every slot's features, then its position."""
     last = observations_TG.shape[1] - 1
@@ -319,7 +304,7 @@ def _observe(state_3N: Any, observations_TG: Any, out_NG: Any) -> None:
         out_NG[n, last] = state_3N[2, n]
 
 
-@_machine_code
+@machine_code
 def _play(
     action_KN: Any, first: int, state_3N: Any, reward_TPN: Any, observations_TG: Any,
     run_end_T: Any, sell: int, ruin: float, episode_bars: int, restart_2R: Any, used: int,

@@ -166,9 +166,9 @@ def test_nothing_is_compiled_by_an_import_and_numba_is_loaded_by_the_compiled_co
 
 
 NOT_KEPT = """
-from training.compiled import _machine_code
+from training.machine_code import machine_code
 def twice(x): return 2 * x
-print(_machine_code(twice)(21))
+print(machine_code(twice)(21))
 """
 
 
