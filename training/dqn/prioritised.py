@@ -199,7 +199,7 @@ def _sample(share_C: Any, books_5: Any, generator_1: Any, beta: float, slot_B: A
         even = (scaled & _HIGH_MASK) >= uneven
         keep = (bits & _LOW_MASK) * bound < np.uint64(share_C[slot]) << _HIGH
         slot_B[kept] = slot
-        kept += np.int64(even & keep)
+        kept += int(even & keep)
     mean = books_5[_SUM] / books_5[_SIZE]
     largest = np.float64(0.0)
     for n in range(count):
