@@ -5,7 +5,7 @@ repeated here. The kernels are compiled by Numba when first called (never at imp
 file, or in `NUMBA_CACHE_DIR`. They do not hold the interpreter's lock.
 
 What a step costs is waiting for memory: N episodes stand at N places of a table that is larger than the caches.
-So a slot's next reward is asked for (`_prefetch`) when the slot has moved, a whole round before it is read. With
+So a slot's next reward is asked for (`prefetch`) when the slot has moved, a whole round before it is read. With
 observations a round fills the caches by itself, and a slot's row is asked for `SLOTS_AHEAD` slots before its turn.
 
 Axes: K steps, N episodes; T, F, P as in `training.market`, G = F + 1.
@@ -17,15 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from strategies.strategy import Action
 from training.environment import RUIN_REWARD, MarketBatch, StartPosition
 from training.errors import TrainingError
+from training.instructions import LINE_BYTES, prefetch
 from training.machine_code import machine_code
 from training.market import Float, Float32, Int, MarketTable
 
@@ -35,8 +32,6 @@ GOING, TERMINATED, TRUNCATED = np.uint8(0), np.uint8(1), np.uint8(2)
 RESTARTS_MIN = 4_096
 """Starts of episodes are drawn at least this many at a time."""
 
-LINE_BYTES = 64
-"""A cache line."""
 SLOTS_AHEAD = 24
 """Chosen on 100,000 rows of 50 features, N = 64 to 4,096: 8 is too late, and more gains nothing."""
 
@@ -216,32 +211,6 @@ def warm_up(table: MarketTable) -> None:
     batch.advance(np.zeros(2, dtype=np.int64), rng)
 
 
-def _prefetch_signature(_typing: Any, array: Any, row: Any, byte: Any) -> Any:
-    """Return signature and machine code of `_prefetch`, for Numba."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        i32, i64, address = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
-        described = cgutils.create_struct_proxy(signature.args[0])(context, builder, arguments[0])  # type: ignore[no-untyped-call]  # numba types a part of itself
-        row_i64, byte_i64 = (
-            context.cast(builder, value, kind, types.int64)
-            for value, kind in zip(arguments[1:], signature.args[1:], strict=True)
-        )
-        stride = cgutils.unpack_tuple(builder, described.strides)[0]  # type: ignore[no-untyped-call]  # as above
-        offset = builder.add(builder.mul(row_i64, stride), byte_i64)
-        line = builder.inttoptr(builder.add(builder.ptrtoint(described.data, i64), offset), address)
-        kind = ir.FunctionType(ir.VoidType(), [address, i32, i32, i32])
-        function = builder.module.declare_intrinsic("llvm.prefetch", (address,), kind)
-        builder.call(function, [line, i32(0), i32(3), i32(1)])  # to read, into every cache, data
-        return context.get_dummy_value()
-
-    return types.void(array, row, byte), generate
-
-
-_prefetch: Any = intrinsic(_prefetch_signature)
-"""`_prefetch(array, row, byte)` asks for the cache line at a byte of a row. The processor goes on without waiting, and
-a row that does not exist is no fault."""
-
-
 @machine_code
 def _first_fault(action_N: Any, state_3N: Any) -> int:
     """Return the first slot that must not be stepped, or `_SOUND`: nothing outside of the arrays is ever read."""
@@ -288,8 +257,8 @@ def _step(action_N: Any, state_3N: Any, reward_TPN: Any, sell: int, ruin: float,
         reward_N[n] = reward
         ended_2N[0, n] = reward <= ruin
         ended_2N[1, n] = (row >= state_3N[1, n]) & (reward > ruin)
-        _prefetch(reward_TPN, row, 0)
-        _prefetch(reward_TPN, row, LINE_BYTES)
+        prefetch(reward_TPN, row, 0)
+        prefetch(reward_TPN, row, LINE_BYTES)
     return _SOUND
 
 
@@ -327,10 +296,10 @@ def _play(
         for n in range(count):
             if observed and n + SLOTS_AHEAD < count:
                 ahead = state_3N[0, n + SLOTS_AHEAD]
-                _prefetch(reward_TPN, ahead, 0)
-                _prefetch(reward_TPN, ahead, LINE_BYTES)
+                prefetch(reward_TPN, ahead, 0)
+                prefetch(reward_TPN, ahead, LINE_BYTES)
                 for byte in range(0, row_bytes, LINE_BYTES):
-                    _prefetch(observations_TG, ahead + 1, byte)
+                    prefetch(observations_TG, ahead + 1, byte)
             row = state_3N[0, n]
             position = state_3N[2, n]
             action = action_KN[k, n]
@@ -358,6 +327,6 @@ def _play(
                     out_NG[n, g] = observations_TG[row, g]
                 out_NG[n, last] = target
             else:
-                _prefetch(reward_TPN, row, 0)
-                _prefetch(reward_TPN, row, LINE_BYTES)
+                prefetch(reward_TPN, row, 0)
+                prefetch(reward_TPN, row, LINE_BYTES)
     return action_KN.shape[0], used, _SOUND

@@ -26,6 +26,8 @@ _FUSED = {"contract"}
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_UNUSED_BITS, _RANGE_BITS = np.uint64(31), np.uint64(33)
+_RANGE, _RANGE_MASK = np.uint64(1 << 33), np.uint64((1 << 33) - 1)
 
 log = structlog.get_logger(__name__)
 
@@ -53,3 +55,17 @@ def next_bits(state_1: Any) -> Any:
     bits = (bits ^ (bits >> np.uint64(30))) * _MIX_1
     bits = (bits ^ (bits >> np.uint64(27))) * _MIX_2
     return bits ^ (bits >> np.uint64(31))
+
+
+@machine_code
+def next_below(state_1: Any, count: Any) -> Any:
+    """Return a random integer from 0 to `count` - 1, evenly; `count` is at most 2^31.
+
+    Lemire 2019, "Fast Random Integer Generation in an Interval".
+    """
+    size = np.uint64(count)
+    uneven = _RANGE % size
+    while True:
+        scaled = (next_bits(state_1) >> _UNUSED_BITS) * size
+        if (scaled & _RANGE_MASK) >= uneven:
+            return np.int64(scaled >> _RANGE_BITS)
