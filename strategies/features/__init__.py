@@ -5,7 +5,7 @@ what a formula sees of them, `groups` holds the formulas, `spec` an ordered choi
 hash. `frame` and `incremental` are the two runners.
 """
 
-from strategies.features.frame import compute_frame, features_and_volatility, volatility_frame
+from strategies.features.frame import compute_frame, features_and_volatility, fill_frame, volatility_frame
 from strategies.features.incremental import IncrementalFeatures
 from strategies.features.spec import (
     VOLATILITY_WINDOW,
@@ -25,6 +25,7 @@ __all__ = [
     "compute_frame",
     "default_spec",
     "features_and_volatility",
+    "fill_frame",
     "tutorial_spec",
     "volatility_frame",
 ]

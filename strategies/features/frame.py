@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from brokers.calendar import TradingCalendar
 from brokers.series import BarSeries
@@ -13,7 +14,7 @@ from strategies.features.clock import clock_columns
 from strategies.features.columns import BarArrays, Float, base_columns, usable
 from strategies.features.ladder import SeriesLadder
 from strategies.features.spec import VOLATILITY_WINDOW, FeatureError, FeatureSpec
-from strategies.features.view import MarketView
+from strategies.features.view import MarketView, Scores
 
 CHUNK_BARS = 4_096
 """Bars evaluated together: their summaries fit in a core's cache."""
@@ -32,6 +33,7 @@ class SeriesView(MarketView):
         count: int,
         clock: Callable[[str], Float],
         signals: Mapping[str, Float],
+        scores: Scores | None,
     ) -> None:
         """Take the chunk's ladder, what gives clock columns of its `count` bars, and user columns from further back."""
         super().__init__(spec.plan.rows)
@@ -39,6 +41,7 @@ class SeriesView(MarketView):
         self.count = count
         self._clock = clock
         self._signals = signals
+        self._scores = scores
 
     def _block(self, size: int, lag: int) -> Float:
         return self._ladder.block(size, lag, self.count)
@@ -49,8 +52,14 @@ class SeriesView(MarketView):
 
     def signal(self, name: str, window: int) -> Float:
         """Return windows of a user column, (count, window)."""
-        column = self._signals[name][-(self.count + window - 1) :]
-        return np.lib.stride_tricks.sliding_window_view(column, window)
+        return np.lib.stride_tricks.sliding_window_view(self._reach(name, window), window)
+
+    def score(self, name: str, window: int) -> Float:
+        """Return scores of a user column."""
+        return super().score(name, window) if self._scores is None else self._scores(self._reach(name, window), window)
+
+    def _reach(self, name: str, window: int) -> Float:
+        return self._signals[name][-(self.count + window - 1) :]
 
 
 def compute_frame(spec: FeatureSpec, series: BarSeries, calendar: TradingCalendar) -> Float:
@@ -59,11 +68,35 @@ def compute_frame(spec: FeatureSpec, series: BarSeries, calendar: TradingCalenda
     Raises:
         FeatureError: The series lacks a user column of the spec.
     """
-    out_TF = np.full((len(series), len(spec.names)), np.nan)
-    for begin, view in _views(spec, series, calendar):
+    out_TF = np.empty((len(series), len(spec.names)))
+    fill_frame(out_TF, spec, series, calendar)
+    return out_TF
+
+
+def fill_frame(
+    out_TF: NDArray[np.floating],
+    spec: FeatureSpec,
+    series: BarSeries,
+    calendar: TradingCalendar,
+    *,
+    scores: Scores | None = None,
+) -> None:
+    """Write what `compute_frame` returns into an array, which may be of less precision.
+
+    Args:
+        out_TF: Where to.
+        spec: The features.
+        series: The bars.
+        calendar: Their sessions.
+        scores: Another way to the scores of user columns, of the same result.
+
+    Raises:
+        FeatureError: As there.
+    """
+    out_TF[: spec.memory_bars - 1] = np.nan
+    for begin, view in _views(spec, series, calendar, scores):
         for column, values in enumerate(spec.row(view)):
             out_TF[begin : begin + len(values), column] = values
-    return out_TF
 
 
 def features_and_volatility(spec: FeatureSpec, series: BarSeries, calendar: TradingCalendar) -> tuple[Float, Float]:
@@ -89,7 +122,9 @@ def volatility_frame(spec: FeatureSpec, series: BarSeries, calendar: TradingCale
     return out_T
 
 
-def _views(spec: FeatureSpec, series: BarSeries, calendar: TradingCalendar) -> Iterator[tuple[int, SeriesView]]:
+def _views(
+    spec: FeatureSpec, series: BarSeries, calendar: TradingCalendar, scores: Scores | None = None
+) -> Iterator[tuple[int, SeriesView]]:
     missing = [name for name in spec.signal_windows if name not in series.signals]
     if missing:
         raise FeatureError(f"bars of {series.symbol} lack the columns {', '.join(missing)} of the feature spec")
@@ -120,6 +155,7 @@ def _views(spec: FeatureSpec, series: BarSeries, calendar: TradingCalendar) -> I
                 end - begin,
                 partial(clock, begin=begin, end=end),
                 {name: series.signals[name][:end] for name in spec.signal_windows},
+                scores,
             ),
         )
 

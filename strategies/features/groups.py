@@ -241,22 +241,7 @@ def regime(
 def signals(*, names: Sequence[str], window: int) -> Iterator[Feature]:
     """Yield the user's own columns, each through a robust rolling z-score."""
     for name in names:
-        yield sigmas(f"signals.{name}", lambda v, n=name: robust_score(v.signal(n, window)))
-
-
-def robust_score(values_nW: Float) -> Float:
-    """Return (newest value - median) / scale of each row.
-
-    The scale is 1.4826 times the median absolute deviation; where more than half of the values are equal,
-    1.2533 times the mean absolute deviation; where all are, the score is zero.
-    """
-    median_n = np.median(values_nW, axis=-1)
-    deviation_nW = np.abs(values_nW - median_n[:, None])
-    mad_n = np.median(deviation_nW, axis=-1) * 1.4826
-    scale_n = np.where(mad_n > 0.0, mad_n, np.add.reduce(deviation_nW, axis=-1) * (1.2533 / values_nW.shape[-1]))
-    score_n = _over(values_nW[:, -1] - median_n, scale_n)
-    # a missing value must not become a score of zero
-    return np.where(np.isnan(median_n), np.nan, score_n)
+        yield sigmas(f"signals.{name}", lambda v, n=name: v.score(n, window))
 
 
 def levels(*, names: Sequence[str]) -> Iterator[Feature]:

@@ -16,6 +16,9 @@ import numpy as np
 from strategies.features.columns import FLOOR, Float
 from strategies.features.ladder import Rows, blocks
 
+Scores = Callable[[Float, int], Float]
+"""(n + window - 1 values of a column, window) to the n scores of its windows, as `robust_score` gives them."""
+
 SESSION_WINDOW = 512
 """Bars within which the beginning of the session is looked for; a longer session counts from there."""
 
@@ -40,6 +43,10 @@ class MarketView(ABC):
     @abstractmethod
     def signal(self, name: str, window: int) -> Float:
         """Return a user column's last `window` values, oldest first, (n, window)."""
+
+    def score(self, name: str, window: int) -> Float:
+        """Return how a user column stands against its last `window` values; see `robust_score`."""
+        return robust_score(self.signal(name, window))
 
     def _read(self, kind: str, column: str, half_life: float, window: int, lag: int) -> Float:
         summary_Kn = self._windows.get((window, lag))
@@ -154,3 +161,19 @@ class TracingView(MarketView):
             ramps=tuple(sorted(ramps)),
             extremes=extremes,
         )
+
+
+def robust_score(values_nW: Float) -> Float:
+    """Return (newest value - median) / scale of each row.
+
+    The scale is 1.4826 times the median absolute deviation; where more than half of the values are equal,
+    1.2533 times the mean absolute deviation; where all are, the score is zero.
+    """
+    median_n = np.median(values_nW, axis=-1)
+    deviation_nW = np.abs(values_nW - median_n[:, None])
+    mad_n = np.median(deviation_nW, axis=-1) * 1.4826
+    scale_n = np.where(mad_n > 0.0, mad_n, np.add.reduce(deviation_nW, axis=-1) * (1.2533 / values_nW.shape[-1]))
+    positive_n = scale_n > 0.0
+    score_n = np.where(positive_n, (values_nW[:, -1] - median_n) / np.where(positive_n, scale_n, 1.0), 0.0)
+    # a missing value must not become a score of zero
+    return np.where(np.isnan(median_n), np.nan, score_n)

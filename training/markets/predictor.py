@@ -16,6 +16,7 @@ from pydantic import Field
 
 from training.markets.solver import Float
 from training.markets.world import (
+    CHUNK_BARS,
     PRICE,
     REACH_SD,
     Path,
@@ -26,6 +27,10 @@ from training.markets.world import (
     even_nodes,
     normal_kernel,
 )
+
+
+def _column(k: int) -> str:
+    return f"column_{k:03d}"
 
 
 class Predictor(World):
@@ -55,14 +60,26 @@ class Predictor(World):
 
     def _simulate(self, bars: int, streams: Streams) -> Path:
         place = self.place % self.columns
-        noise_TK = np.stack([streams(f"column {k}").standard_normal(bars + 1) for k in range(self.columns)], axis=1)
-        column_TK = autoregression(noise_TK[0], self.rho, noise_TK[1:] * math.sqrt(1.0 - self.rho**2))
-        predictor_T = self.predictor_sd * column_TK[:, place]
-        before_T = np.concatenate([[self.predictor_sd * noise_TK[0, place]], predictor_T[:-1]])
+        signals, before_first = self._columns(bars, streams)
+        predictor_T = self.predictor_sd * signals[_column(place)]
+        before_T = np.concatenate([[self.predictor_sd * before_first[place]], predictor_T[:-1]])
         log_close_T = math.log(PRICE) + np.cumsum(before_T + self.sigma * streams("price").standard_normal(bars))
-        signals = {f"column_{k:03d}": column_TK[:, k].copy() for k in range(self.columns)}
         series = candles(self.name, log_close_T, math.log(PRICE), self.sigma, streams, signals)
         return Path(series, predictor_T, self.growth(predictor_T), {"predictor": predictor_T})
+
+    def _columns(self, bars: int, streams: Streams) -> tuple[dict[str, Float], Float]:
+        """Return the columns by name, and what each was before the first bar, (K,)."""
+        sources = [streams(f"column {k}") for k in range(self.columns)]
+        column_KT = np.empty((self.columns, bars))
+        before_K = x_K = np.array([source.standard_normal() for source in sources])
+        for begin in range(0, bars, CHUNK_BARS):
+            # one column at a time from its own stream, all of them forward in time together, a little at a time
+            end = min(begin + CHUNK_BARS, bars)
+            noise_TK = np.stack([source.standard_normal(end - begin) for source in sources], axis=1)
+            block_TK = autoregression(x_K, self.rho, noise_TK * math.sqrt(1.0 - self.rho**2))
+            column_KT[:, begin:end] = block_TK.T
+            x_K = block_TK[-1]
+        return {_column(k): column_T for k, column_T in enumerate(column_KT)}, before_K
 
     def _kernel(self) -> tuple[Float, Float]:
         node_N = even_nodes(REACH_SD * self.predictor_sd, self.beta)

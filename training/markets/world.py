@@ -42,6 +42,9 @@ VOLUME = 100_000.0
 _VOLUME_LOG_SD = 0.35
 _HERMITE = np.polynomial.hermite_e.hermegauss(24)
 
+CHUNK_BARS = 65_536
+"""Bars of a path worked on together where each bar takes many numbers: memory stays bounded."""
+
 NODES = 401
 REACH_SD = 7.0
 """Grids reach so many standard deviations to either side."""
@@ -104,8 +107,11 @@ class World(Section):
         if linear:
             return np.multiply.outer(mean_T, (-1.0, 0.0, 1.0))
         draw_H, weight_H = _HERMITE
-        worth_TH = 2.0 - np.exp(mean_T[:, None] + self.sigma * draw_H)
-        short_T = np.log(np.maximum(worth_TH, RUIN_FRACTION)) @ (weight_H / weight_H.sum())
+        short_T = np.empty_like(mean_T)
+        for begin in range(0, len(mean_T), CHUNK_BARS):
+            chunk = np.s_[begin : begin + CHUNK_BARS]
+            worth_TH = 2.0 - np.exp(mean_T[chunk, None] + self.sigma * draw_H)
+            short_T[chunk] = np.log(np.maximum(worth_TH, RUIN_FRACTION)) @ (weight_H / weight_H.sum())
         return np.stack([short_T, np.zeros_like(mean_T), mean_T], axis=1)
 
     def path(self, bars: int, seed: int, purpose: Purpose = "evaluation") -> Path:
