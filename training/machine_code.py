@@ -2,7 +2,7 @@
 
 A kernel is compiled when first called (never at import) and kept on disk beside its file, or in `NUMBA_CACHE_DIR`; it
 does not hold the interpreter's lock. Products may be fused with the sum that follows them, nothing else is reordered:
-the same call gives the same bits again on the same kind of processor.
+the same call gives the same bits again on the same kind of processor. Division by zero gives infinity, as in NumPy.
 
 The generator is SplitMix64 (Steele, Lea & Flood 2014, "Fast Splittable Pseudorandom Number Generators"): its state is
 one uint64 in an array, so that it can be saved between any two draws.
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 UInt64 = NDArray[np.uint64]
 
-_FUSED = {"contract"}
+_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
@@ -35,10 +35,10 @@ log = structlog.get_logger(__name__)
 def machine_code(kernel: Kernel) -> Kernel:
     """Compile `kernel` at its first call; keep the result where a folder can be written."""
     try:
-        return cast("Kernel", numba.njit(cache=True, nogil=True, fastmath=_FUSED)(kernel))
+        return cast("Kernel", numba.njit(cache=True, **_OPTIONS)(kernel))
     except RuntimeError as error:
         log.warning("compiled_code_not_kept", kernel=kernel.__name__, error=str(error), remedy="set NUMBA_CACHE_DIR")
-        return cast("Kernel", numba.njit(nogil=True, fastmath=_FUSED)(kernel))
+        return cast("Kernel", numba.njit(**_OPTIONS)(kernel))
 
 
 def generator(*key: str | int) -> UInt64:

@@ -97,9 +97,9 @@ def _backward(
             for i in range(width):
                 flipped[o * width + i] = weight_P[w + i * out + o]
         _product(delta, before, width, rows, delta, here, out, 1, flipped, 0, out_terms, zero_Z)
+        active, slope = work[before : before + rows * width], delta[before : before + rows * width]
         for i in range(rows * width):
-            if not work[before + i] > _ZERO:
-                delta[before + i] = _ZERO
+            slope[i] = slope[i] if active[i] > _ZERO else _ZERO
 
 
 @machine_code
