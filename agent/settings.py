@@ -346,6 +346,8 @@ class Settings(Section):
     notifications: NotificationSettings = NotificationSettings()
     training: dict[str, Any] = Field(default_factory=dict)
     """Read and checked by `tandem train`; the daemon ignores it."""
+    evaluation: dict[str, Any] = Field(default_factory=dict)
+    """Read and checked by `tandem train evaluate`; the daemon ignores it."""
 
     @field_validator("period")
     @classmethod

@@ -84,6 +84,69 @@ def dqn(
         _print(outcome)
 
 
+@app.command("evaluate")
+def evaluate(
+    out: Annotated[Path, typer.Option(help="Folder for the results; it must not exist yet.", show_default=False)],
+    config: Annotated[
+        Path | None, typer.Option(help="Configuration file; the daemon's will do.", show_default="defaults")
+    ] = None,
+    bars: Annotated[
+        Path | None, typer.Option(help="Bars file, Parquet or CSV.", show_default="the exchange's market")
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Judge this bundle, on bars after its training.", show_default="train for every fold"),
+    ] = None,
+    folds: Annotated[int | None, typer.Option(help="Test windows.", show_default="the file's")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Trainings of each fold.", show_default="the file's")] = None,
+    window: Annotated[
+        str | None, typer.Option(help="Training windows: expanding or rolling.", show_default="the file's")
+    ] = None,
+    symbols: Annotated[
+        str | None, typer.Option(help="Symbols, separated by commas.", show_default="the file's")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option(help="First bar, such as 2024-01-01 or 2024-01-01T09:30:00Z.", show_default="all")
+    ] = None,
+    end: Annotated[str | None, typer.Option(help="Bars end before this.", show_default="all")] = None,
+    trials: Annotated[
+        Path | None, typer.Option(help="Count of all trials.", show_default="trials.jsonl beside the results")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, over the file; repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,  # noqa: FBT002 -- Typer's flag
+) -> None:
+    """Judge a policy on bars: walk-forward, rivals, intervals, leak controls. Exit code 1 where a leak is found."""
+    _logs_to_stderr()
+    with _one_screen():
+        from training.data import load_market  # noqa: PLC0415 -- heavy: paid by this command alone
+        from training.evaluation.command import evaluate as judge  # noqa: PLC0415 -- as above
+        from training.evaluation.command import finished, learner  # noqa: PLC0415 -- as above
+        from training.evaluation.settings import load_evaluation  # noqa: PLC0415 -- as above
+        from training.evaluation.tables import print_result  # noqa: PLC0415 -- as above
+        from training.settings import load_training  # noqa: PLC0415 -- as above
+
+        given = list(overrides or ())
+        named = (("folds", folds), ("seeds", seeds), ("window", window))
+        given += [f"evaluation.{key}={value}" for key, value in named if value is not None]
+        if symbols is not None:
+            given.append(f"symbols={json.dumps([name.strip() for name in symbols.split(',')])}")
+        settings, configuration = load_evaluation(config, given), load_training(config, given)
+        market = load_market(configuration, bars=bars, start=_time("--start", start), end=_time("--end", end))
+        candidate = learner(configuration, settings, market) if bundle is None else finished(bundle, market)
+        with _progress("training") as on_trained:
+            result = judge(configuration, settings, market, candidate, out, trials=trials, on_trained=on_trained)
+    if as_json:
+        typer.echo(json.dumps(result.as_json(), indent=2))
+    else:
+        print_result(result)
+    if not result.is_sound:
+        leaks = ", ".join(control.name for control in result.controls if not control.passed)
+        typer.echo(f"a leak was found ({leaks}): no number above is worth anything until it is mended", err=True)
+        raise typer.Exit(_FAILED)
+
+
 @app.command("bench")
 def bench(
     worlds: Annotated[

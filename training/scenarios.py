@@ -265,15 +265,17 @@ class _Shapes:
         )
 
 
+def rearranged(bars: BarSeries, rows: Int) -> BarSeries:
+    """Return a series that moves as the bars `rows` did, one after another, on the times of `bars`."""
+    of = _Shapes.of(bars)
+    signals = {signal: column[rows] for signal, column in of.signals.items()}
+    again = _Shapes(of.gap_T[rows], of.high_T[rows], of.low_T[rows], of.close_T[rows], of.turnover_T[rows], signals)
+    return again.bars(bars)
+
+
 def _rebuilt(series: Mapping[str, BarSeries], rows: Int) -> dict[str, BarSeries]:
     """Return every symbol with the bars `rows` of the source."""
-    rebuilt = {}
-    for name, bars in series.items():
-        of = _Shapes.of(bars)
-        signals = {signal: column[rows] for signal, column in of.signals.items()}
-        again = _Shapes(of.gap_T[rows], of.high_T[rows], of.low_T[rows], of.close_T[rows], of.turnover_T[rows], signals)
-        rebuilt[name] = again.bars(bars)
-    return rebuilt
+    return {name: rearranged(bars, rows) for name, bars in series.items()}
 
 
 def _stretched(bars: BarSeries, factor: float) -> BarSeries:
