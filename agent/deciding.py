@@ -6,17 +6,16 @@ close and what the ledger remembers of the last hours.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from agent.exits import fired_exits
 from agent.orders import Intent, intent_id
 from agent.risk import AccountRisk, SymbolRisk, judge_entry
-from brokers.costs import ReferenceBar
+from brokers.costs import ReferenceBar, decimal_of
 from brokers.domain import Bar, ExitPlan, Leg, OrderState, Side
 from strategies.decision import decide, plan_exits
 from strategies.sizing import target_quantity
@@ -34,6 +33,10 @@ if TYPE_CHECKING:
 
 PLANNED = "planned"
 """Outcome of a decision whose intents are committed and not yet carried out."""
+_ZERO = Decimal(0)
+_DEAR = Decimal("1.03")
+"""What a unit may cost in the end, relative to the price decided on."""
+_UNCLEAR = (OrderState.SUBMITTING, OrderState.UNKNOWN)
 
 
 class Rooms(Protocol):
@@ -111,6 +114,14 @@ class _Budget:
     buying_power: Decimal
 
 
+class _Close(NamedTuple):
+    """Where a symbol stands in the view of a close, and what is remembered."""
+
+    view: View
+    place: int
+    remembered: Remembered
+
+
 class Decider:
     """Turns the answers of one close into decisions and intents.
 
@@ -125,59 +136,58 @@ class Decider:
         self.symbols = parts.symbols
         self.period = parts.settings.bar_period
         self.newest = parts.newest_bars
+        self._mind = parts.strategy.name
+        self._patience = timedelta(seconds=parts.settings.daemon.decision_deadline_s)
 
     def decide(
-        self, view: View, answers: Sequence[Opinion | Abstention], remembered: Remembered
+        self,
+        view: View,
+        answers: Sequence[Opinion | Abstention],
+        remembered: Remembered,
+        positions: Mapping[str, int] | None = None,
     ) -> tuple[list[dict[str, Any]], list[Intent]]:
-        """Return one row of `decisions` a symbol, and the intents in the order in which they go out: closes first."""
+        """Return one row of `decisions` a symbol, and the intents in the order in which they go out: closes first.
+
+        Args:
+            view: What was seen at the close.
+            answers: One a symbol.
+            remembered: What the gate must know of the time before.
+            positions: By symbol what `position` gives now, where that has been asked for already.
+        """
         budget = _Budget(self.account_risk(view), view.account.buying_power)
         newest = {symbol: bars[-1] for symbol, bars in view.bars.items() if bars}
-        fired = dict(fired_exits(self.state, newest, {}))
+        fired = dict(fired_exits(self.state, newest, {})) if self.state.exits else {}
         decisions: list[dict[str, Any]] = []
         intents: list[Intent] = []
         for index, (symbol, answer) in enumerate(zip(self.symbols, answers, strict=True)):
-            row = self._decision_row(view, index, symbol, answer)
+            position = self.position(symbol) if positions is None else positions[symbol]
+            row = self._decision_row(view, index, answer, position)
             wanted: list[Intent] = []
             if symbol in fired and not self._unresolved(symbol):
                 price = newest[symbol].close
                 wanted = [self.exit_intent(symbol, fired[symbol], view.close_time, price, sequence=0)]
                 row["outcome"] = Reason.PROTECTIVE_EXIT.value
             elif isinstance(answer, Opinion):
-                risk = SymbolRisk(
-                    price=Decimal(repr(newest[symbol].close)),
-                    bar_age_periods=(view.close_time - newest[symbol].close_time) / self.period,
-                    features_out_of_range=int(view.out_of_range_S[index]),
-                    entries_last_hour=remembered.entries_last_hour.get(symbol, 0),
-                    reject_streak=self.state.rejects.get(symbol, 0),
-                    bars_since_stop=remembered.bars_since_stop.get(symbol),
-                    paused=self.state.paused.get(symbol),
-                )
-                wanted = self._intents_of(answer, row, newest[symbol], risk, budget, view.volatility_S[index])
+                wanted = self._intents_of(answer, row, newest[symbol], budget, _Close(view, index, remembered))
             intents += wanted
             decisions.append(row)
-        closing = [intent for intent in intents if intent.leg is not Leg.ENTRY]
-        entering = [intent for intent in intents if intent.leg is Leg.ENTRY]
-        ordered = [
-            intent if intent.sequence == number else replace(intent, sequence=number)
-            for number, intent in enumerate(closing + entering)
-        ]
-        return decisions, ordered
+        return decisions, _in_order(intents)
 
-    def _decision_row(self, view: View, index: int, symbol: str, answer: Opinion | Abstention) -> dict[str, Any]:
+    def _decision_row(self, view: View, index: int, answer: Opinion | Abstention, position: int) -> dict[str, Any]:
+        symbol = self.symbols[index]
         bars = view.bars[symbol]
         newest = bars[-1] if bars else self.newest.get(symbol)
-        position = self.position(symbol)
-        volatility = float(view.volatility_S[index])
         decision = decide(
             answer,
-            mind=self.parts.strategy.name,
+            mind=self._mind,
             close_time=view.close_time,
             position=position,
-            volatility=volatility if math.isfinite(volatility) else None,
-            reference_price=None if newest is None else Decimal(repr(newest.close)),
+            volatility=view.volatility_S.item(index),
+            reference_price=None if newest is None else decimal_of(newest.close),
         )
         if decision.target < 0 and not self.settings.strategy.shorts:
             decision = replace(decision, target=0, reasons=(Reason.SHORTS_OFF, *decision.reasons))
+        reason = decision.reasons[0].value
         return {
             "close_time": view.close_time,
             "symbol": symbol,
@@ -185,8 +195,8 @@ class Decider:
             "target": decision.target,
             "position": position,
             "held_qty": self.state.book.qty(symbol),
-            "reason": decision.reasons[0].value,
-            "outcome": decision.reasons[0].value,
+            "reason": reason,
+            "outcome": reason,
             "votes": {name: _vote(vote) for name, vote in decision.votes.items()},
             "reference_price": None if newest is None else newest.close,
             "volatility": decision.volatility,
@@ -196,7 +206,7 @@ class Decider:
         }
 
     def _intents_of(
-        self, opinion: Opinion, row: dict[str, Any], bar: Bar, risk: SymbolRisk, budget: _Budget, volatility: float
+        self, opinion: Opinion, row: dict[str, Any], bar: Bar, budget: _Budget, met: _Close
     ) -> list[Intent]:
         """Turn one opinion into closing and entering intents; the row's outcome says what became of it."""
         symbol, target, position = opinion.symbol, row["target"], row["position"]
@@ -216,19 +226,18 @@ class Decider:
         if position:
             side = Side.SELL if position > 0 else Side.BUY
             entry = self.state.working_entry(symbol)
-            qty = abs(self.state.book.qty(symbol)) or (Decimal(0) if entry is None else entry.qty)
+            qty = abs(self.state.book.qty(symbol)) or (_ZERO if entry is None else entry.qty)
             intents.append(self._intent(symbol, side, Leg.CLOSE, qty, close, bar))
         if target:
-            entry_intent = self._entry(opinion, row, bar, risk, budget, volatility)
+            entry_intent = self._entry(opinion, row, bar, budget, met)
             if entry_intent is not None:
                 intents.append(entry_intent)
         return intents
 
-    def _entry(
-        self, opinion: Opinion, row: dict[str, Any], bar: Bar, risk: SymbolRisk, budget: _Budget, volatility: float
-    ) -> Intent | None:
+    def _entry(self, opinion: Opinion, row: dict[str, Any], bar: Bar, budget: _Budget, met: _Close) -> Intent | None:
         symbol, side = opinion.symbol, Side.BUY if row["target"] > 0 else Side.SELL
         instrument = self.parts.instruments[symbol]
+        volatility = met.view.volatility_S.item(met.place)
         if not volatility > 0.0:
             row["outcome"] = Reason.NO_VOLATILITY.value if row["position"] == 0 else PLANNED
             return None
@@ -236,6 +245,7 @@ class Decider:
             row["outcome"] = Reason.NO_BUYING_POWER.value if row["position"] == 0 else PLANNED
             row["votes"]["gate"] = {"refused": Reason.NO_BUYING_POWER.value}
             return None
+        risk = self._symbol_risk(symbol, bar, met)
         wanted = abs(
             target_quantity(
                 self.parts.sizing,
@@ -249,10 +259,10 @@ class Decider:
         )
         verdict = judge_entry(wanted, budget.risk, risk, self.settings.risk) if wanted > 0 else None
         reason = Reason.BELOW_MINIMUM if verdict is None else verdict.reason
-        qty = Decimal(0) if verdict is None else verdict.qty
-        affordable = budget.buying_power / (risk.price * Decimal("1.03"))
+        qty = _ZERO if verdict is None else verdict.qty
+        affordable = budget.buying_power / (risk.price * _DEAR)
         if qty > affordable:
-            qty, reason = max(affordable, Decimal(0)), Reason.NO_BUYING_POWER
+            qty, reason = max(affordable, _ZERO), Reason.NO_BUYING_POWER
         qty = instrument.round_qty(qty)
         if qty <= 0 or qty * risk.price < instrument.min_notional:
             outcome = reason or Reason.BELOW_MINIMUM
@@ -271,10 +281,23 @@ class Decider:
         row["stop"], row["take_profit"] = plan.stop, plan.take_profit
         if reason is not None:
             row["votes"]["gate"] = {"reduced": reason.value, "from": str(wanted), "to": str(qty)}
-        budget.risk = replace(budget.risk, gross=budget.risk.gross + qty * risk.price)
-        budget.buying_power -= qty * risk.price * Decimal("1.03")
-        valid_until = row["close_time"] + timedelta(seconds=self.settings.daemon.decision_deadline_s)
+        if len(self.symbols) > 1:
+            budget.risk = replace(budget.risk, gross=budget.risk.gross + qty * risk.price)
+            budget.buying_power -= qty * risk.price * _DEAR
+        valid_until = row["close_time"] + self._patience
         return self._intent(symbol, side, Leg.ENTRY, qty, row["close_time"], bar, exits=plan, valid_until=valid_until)
+
+    def _symbol_risk(self, symbol: str, bar: Bar, met: _Close) -> SymbolRisk:
+        view, remembered = met.view, met.remembered
+        return SymbolRisk(
+            price=decimal_of(bar.close),
+            bar_age_periods=(view.close_time - bar.close_time) / self.period,
+            features_out_of_range=view.out_of_range_S.item(met.place),
+            entries_last_hour=remembered.entries_last_hour.get(symbol, 0),
+            reject_streak=self.state.rejects.get(symbol, 0),
+            bars_since_stop=remembered.bars_since_stop.get(symbol),
+            paused=self.state.paused.get(symbol),
+        )
 
     def _intent(
         self,
@@ -323,13 +346,16 @@ class Decider:
 
     def _unresolved(self, symbol: str) -> bool:
         """Tell whether an order's fate is not known, or an intent of an earlier close still waits to be sent."""
-        return any(intent.symbol == symbol for intent in self.state.intents.values()) or any(
-            order.state in (OrderState.SUBMITTING, OrderState.UNKNOWN) for order in self.state.working_orders(symbol)
-        )
+        intents, orders = self.state.intents, self.state.orders.of(symbol)
+        if intents and any(intent.symbol == symbol for intent in intents.values()):
+            return True
+        return bool(orders) and any(order.state in _UNCLEAR for order in orders)
 
     def _closing(self, symbol: str) -> bool:
-        return any(
-            order.leg is not Leg.ENTRY and order.parent_client_id is None for order in self.state.working_orders(symbol)
+        orders = self.state.orders.of(symbol)
+        return bool(orders) and any(
+            order.leg is not Leg.ENTRY and order.parent_client_id is None and not order.state.is_terminal
+            for order in orders
         )
 
     def position(self, symbol: str) -> int:
@@ -338,16 +364,16 @@ class Decider:
         A remainder below the venue's smallest order (fees taken in the asset leave such) counts as flat: it could
         neither be sold nor be let stand in the way of an entry.
         """
-        for order in self.state.working_orders(symbol):
-            if order.leg is Leg.CLOSE:
-                return 0
+        orders = self.state.orders.of(symbol)
+        if orders and any(order.leg is Leg.CLOSE and not order.state.is_terminal for order in orders):
+            return 0
         held = self.state.book.qty(symbol)
         if held:
             newest = self.newest.get(symbol)
             least = self.parts.instruments[symbol].min_notional
-            if newest is None or abs(held) * Decimal(repr(newest.close)) >= least:
+            if newest is None or abs(held) * decimal_of(newest.close) >= least:
                 return 1 if held > 0 else -1
-        entry = self.state.working_entry(symbol)
+        entry = self.state.working_entry(symbol) if orders else None
         return 0 if entry is None else entry.side.sign
 
     def account_risk(self, view: View) -> AccountRisk:
@@ -358,10 +384,12 @@ class Decider:
         if day != state.day:
             state.day, state.day_start_equity = day, equity if state.last_equity is None else state.last_equity
         state.peak_equity = max(state.peak_equity, equity)
-        gross = sum((abs(p.qty * p.mark) for p in view.positions.values()), Decimal(0))
+        gross = _ZERO
+        for position in view.positions.values():
+            gross += abs(position.qty * position.mark)
         for order in state.orders.values():
             if order.leg is Leg.ENTRY and order.symbol in self.newest:
-                gross += (order.qty - order.filled_qty) * Decimal(repr(self.newest[order.symbol].close))
+                gross += (order.qty - order.filled_qty) * decimal_of(self.newest[order.symbol].close)
         halt = view.control.get("halt", {})
         return AccountRisk(
             equity=equity,
@@ -370,6 +398,18 @@ class Decider:
             gross=gross,
             halted=str(halt.get("reason", "")) if halt.get("halted") else None,
         )
+
+
+def _in_order(intents: list[Intent]) -> list[Intent]:
+    """Return intents in the order in which they go out, numbered: closes first."""
+    if len(intents) < 2:
+        return intents  # made with the number 0
+    closing = [intent for intent in intents if intent.leg is not Leg.ENTRY]
+    entering = [intent for intent in intents if intent.leg is Leg.ENTRY]
+    return [
+        intent if intent.sequence == number else replace(intent, sequence=number)
+        for number, intent in enumerate(closing + entering)
+    ]
 
 
 def _vote(vote: Opinion | Abstention) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 
 from agent.trading_state import ArmedExit, TradingState
+from brokers.costs import decimal_of
 from brokers.domain import Bar, Leg, Quote, Side
 
 
@@ -39,10 +40,10 @@ def fired_exits(state: TradingState, bars: Mapping[str, Bar], quotes: Mapping[st
 
 
 def _at_bar(state: TradingState, armed: ArmedExit, bar: Bar) -> Leg | None:
-    last = Decimal(repr(bar.close))
+    last = decimal_of(bar.close)
     if armed.mode == "venue" or armed.armed_at > bar.start:
         return _crossed(state, armed, worst=last, best=last, last=last)
-    low, high = Decimal(repr(bar.low)), Decimal(repr(bar.high))
+    low, high = decimal_of(bar.low), decimal_of(bar.high)
     worst, best = (low, high) if armed.side is Side.SELL else (high, low)
     return _crossed(state, armed, worst=worst, best=best, last=last)
 
@@ -63,4 +64,8 @@ def _crossed(state: TradingState, armed: ArmedExit, *, worst: Decimal, best: Dec
 
 
 def _being_closed(state: TradingState, symbol: str) -> bool:
-    return any(order.leg is not Leg.ENTRY and order.parent_client_id is None for order in state.working_orders(symbol))
+    orders = state.orders.of(symbol)
+    return bool(orders) and any(
+        order.leg is not Leg.ENTRY and order.parent_client_id is None and not order.state.is_terminal
+        for order in orders
+    )

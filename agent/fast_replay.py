@@ -11,9 +11,8 @@ Axes: T closes, S symbols.
 from __future__ import annotations
 
 import gc
-import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -30,6 +29,7 @@ from agent.deciding import Decider, Remembered
 from agent.exchange import make_engine
 from agent.foresight import Foresight, NotFastError, SymbolForesight, at_once, foresee, next_of
 from agent.looking import View, silence
+from agent.orders import Intent
 from agent.replay import ReplayResult, result_of
 from agent.replay_desk import ReplayDesk
 from agent.replay_tables import Holdings, Path, Told, decided, tables_of
@@ -59,7 +59,6 @@ _TELL_EVERY = 1_000
 """Closes between two words of progress."""
 _NO_FEATURES: Float = np.empty((0, 0))
 """No rule of a decision looks at features."""
-_NO_ENTRIES: Mapping[str, int] = {}
 _MARGIN = 1e-9
 """Relative distance within which a price or a limit counts as reached: the exact rule then decides."""
 _FLOOR_FRACTION = Decimal("0.01")
@@ -143,10 +142,16 @@ def fast_replay(
     """
     if not settings.symbols:
         settings = settings.model_copy(update={"symbols": tuple(series)})
-    with _unsearched():
-        run = _Run(settings, {symbol: series[symbol] for symbol in settings.symbols})
-        run.play(progress)
-        tables = tables_of(run.told(), series)
+    with _unsearched():  # until all that the replay has made is let go: the first search would look through it
+        return _replayed(settings, series, progress)
+
+
+def _replayed(
+    settings: Settings, series: Mapping[str, BarSeries], progress: Callable[[float], None] | None
+) -> ReplayResult:
+    run = _Run(settings, {symbol: series[symbol] for symbol in settings.symbols})
+    run.play(progress)
+    tables = tables_of(run.told(), series)
     return result_of(
         settings,
         tables.decisions,
@@ -207,6 +212,11 @@ class _Run:
         self._halted_change: dict[str, Int] = {}
         self._halted_floor = Decimal(0)
         self._entries: deque[tuple[datetime, str]] = deque()
+        self._entered: Counter[str] = Counter()
+        self._acting = [symbol for symbol, one in self.seen.symbols.items() if one.reach.has_actions]
+        self._flat = dict.fromkeys(self.symbols, 0)
+        self._foreseen: Sequence[str] = ()
+        """Symbols whose answers at the newest close that was decided are those foreseen."""
         self._moves = 0
         self._day_ns = -1
         """The venue day whose begin is in step."""
@@ -253,7 +263,7 @@ class _Run:
                     self._pass_over(t, stop, positions)
                 t = stop
                 if t < end and is_clear:
-                    t = self._jump(t)
+                    t = self._jump(t, positions)
                 else:
                     if t:
                         self._run_until(t - 1)
@@ -263,25 +273,26 @@ class _Run:
                 told = t
                 progress(t / end)
 
-    def _jump(self, t: int) -> int:
+    def _jump(self, t: int, positions: Mapping[str, int]) -> int:
         """Decide a close up to which nothing can happen on the exchange. Returns the close that comes next."""
         self._run_until(t)
-        self._decide(t)
+        self._decide(t, positions)
         return t + 1
 
     def _step(self, t: int) -> int:
         """Move to the next event; decide where it is the close. Returns the close that comes next."""
-        due = from_ns(self.closes_ns.item(t))
+        due_ns = self.closes_ns.item(t)
         engine = self.engine
-        changed = engine.pass_event(due)
+        changed = engine.pass_event(due_ns)
         if changed:
             self.desk.sync(changed)
-        if engine.moves() != self._moves:
-            self._moves = engine.moves()
+        moves = engine.moves()
+        if moves != self._moves:
+            self._moves = moves
             self.path.hold(t, self._holdings())
-        if engine.now != due:
+        if engine.now_ns != due_ns:
             return t
-        self._decide(t)
+        self._decide(t, None)
         return t + 1
 
     # ---- passing over -------------------------------------------------------------------------------
@@ -290,17 +301,17 @@ class _Run:
         """Return every symbol's position where nothing but exits works; None where something may change by itself."""
         if not self.engine.only_legs_rest():
             return None
-        found = dict.fromkeys(self.symbols, 0)
-        self.newest.move(t - 1)
         book, venue = self.state.book, self.engine.account_book()
         if not book.holdings and not venue.holdings:
-            return found
+            return self._flat
+        found = self._flat.copy()
+        self.newest.move(t - 1)
         for symbol in {**book.holdings, **venue.holdings}:
             qty, one = book.qty(symbol), self.seen.symbols[symbol]
             if qty != venue.qty(symbol):
                 return None  # a split has opened whose bar has not closed
             last = self.newest.index(symbol)
-            if last < 0 or abs(float(qty)) * float(one.series.close[last]) < 2.0 * self._least(symbol):
+            if last < 0 or abs(float(qty)) * one.series.close.item(last) < 2.0 * self._least(symbol):
                 return None  # so little that it may count as nothing
             found[symbol] = 1 if qty > 0 else -1
             if found[symbol] not in one.answers:
@@ -320,7 +331,7 @@ class _Run:
             change_at = self.seen.symbols[symbol].change_at[position]
             if self._halted_change and position == 0:
                 change_at = self._halted_change[symbol]
-            asked = min(asked, int(change_at[t]))
+            asked = min(asked, change_at.item(t))
         beyond = min(asked + 1, end)
         reached = beyond
         for symbol, position in positions.items():
@@ -332,14 +343,14 @@ class _Run:
     def _next_reached(self, symbol: str, t: int, stop: int) -> int:
         """Return the first close of t .. stop whose bar may meet an exit, a split or a dividend of a holding."""
         one = self.seen.symbols[symbol]
-        begin, end = int(one.first_T[t]), int(one.open_N.searchsorted(stop))
+        begin, end = one.first_T.item(t), int(one.open_N.searchsorted(stop))
         action = one.reach.next_action(begin, end)
         below, above = self._levels(symbol)
         bar = one.reach.first(begin, action, below, above)
         if bar == end:
             return stop
-        opened = int(one.open_N[bar])
-        return opened if opened >= t else int(one.close_N[bar])
+        opened = one.open_N.item(bar)
+        return opened if opened >= t else one.close_N.item(bar)
 
     def _levels(self, symbol: str) -> tuple[float, float]:
         """Return prices between which nothing of a held symbol can trigger."""
@@ -391,8 +402,7 @@ class _Run:
         equity_T: Float | None = None
         for symbol, position in positions.items():
             if position:
-                one = self.seen.symbols[symbol]
-                value_T = one.series.close[one.last_T[t:stop]] * float(self.state.book.qty(symbol))
+                value_T = self.seen.symbols[symbol].close_T[t:stop] * float(self.state.book.qty(symbol))
                 equity_T = value_T if equity_T is None else equity_T + value_T
         return None if equity_T is None else equity_T + float(self.path.cash)
 
@@ -415,11 +425,12 @@ class _Run:
 
     def _run_until(self, t: int) -> None:
         """Let time pass on the exchange up to a close; nothing happens on the way."""
-        until = from_ns(self.closes_ns.item(t))
-        if until > self.engine.now:
-            changed = self.engine.run_until(until)
+        until_ns = self.closes_ns.item(t)
+        if until_ns > self.engine.now_ns:
+            changed = self.engine.pass_events(until_ns)
             if changed or self.engine.moves() != self._moves:
-                msg = f"orders {', '.join(changed)} changed by {until.isoformat()}, in a stretch that was passed over"
+                at = from_ns(until_ns).isoformat()
+                msg = f"orders {', '.join(changed)} changed by {at}, in a stretch that was passed over"
                 raise AssertionError(msg)
 
     def _equity_at(self, t: int) -> Decimal:
@@ -436,19 +447,19 @@ class _Run:
 
     # ---- one close by the rules ---------------------------------------------------------------------
 
-    def _decide(self, t: int) -> None:
-        """Decide and trade one close as `agent.cycle` does."""
+    def _decide(self, t: int, positions: Mapping[str, int] | None) -> None:
+        """Decide and trade one close as `agent.cycle` does; `positions` where they are known and nothing moves them."""
         self.newest.move(t - 1)
         self._meet_day(t)
         view = self._view(t)
-        answers = self._answers(t, view.close_time)
-        for symbol, bars in view.bars.items():
-            one = self.seen.symbols[symbol]
-            if bars and one.reach.opens_with_action(int(one.bar_T[t])) and symbol in self.newest:
+        answers = self._answers(t, view.close_time, positions)
+        for symbol in self._acting:
+            bars, one = view.bars[symbol], self.seen.symbols[symbol]
+            if bars and one.reach.opens_with_action(one.bar_T.item(t)) and symbol in self.newest:
                 self.desk.split(symbol, bars[0], self.newest[symbol], view.positions)
-        decisions, intents = self.decider.decide(view, answers, self._remembered(view.close_time, t))
-        self.desk.note(intents)
-        self._entries.extend((intent.close_time, intent.symbol) for intent in intents if intent.leg is Leg.ENTRY)
+        remembered = self._remembered(view.close_time, t)
+        decisions, intents = self.decider.decide(view, answers, remembered, positions)
+        self._note(intents)
         self._halt_on_breach(view, t)
         self.state.last_close = view.close_time
         self.state.last_equity = view.account.equity
@@ -457,13 +468,24 @@ class _Run:
             outcomes = self.desk.execute(intents, halted=self.halted is not None)
             rows = {row["symbol"]: row for row in decisions}
             for intent in intents:
-                if intent.leg not in (Leg.STOP, Leg.TAKE_PROFIT):
+                if intent.leg is not Leg.STOP and intent.leg is not Leg.TAKE_PROFIT:
                     rows[intent.symbol]["outcome"] = outcomes[intent.intent_id].value
-        self.path.decided += [decided(t, row) for row in decisions]
+        # where positions were known, every answer is the one foreseen there, but those that had to be asked for
+        foreseen = () if positions is None else self._foreseen
+        self.path.decided += [decided(t, row, foreseen=row["symbol"] in foreseen) for row in decisions]
+
+    def _note(self, intents: Sequence[Intent]) -> None:
+        """Remember intents that have been decided."""
+        self.desk.note(intents)
+        for intent in intents:
+            if intent.leg is Leg.ENTRY:
+                self._entries.append((intent.close_time, intent.symbol))
+                self._entered[intent.symbol] += 1
 
     def _meet_day(self, t: int) -> None:
         """Bring the equity with which the venue day began in step where its first close was passed over."""
-        day_ns = int(self.closes_ns[t]) // DAY_NS * DAY_NS
+        close_ns = self.closes_ns.item(t)
+        day_ns = close_ns - close_ns % DAY_NS
         if day_ns == self._day_ns:
             return
         self._day_ns = day_ns
@@ -478,15 +500,10 @@ class _Run:
 
     def _view(self, t: int) -> View:
         bars: dict[str, list[Bar]] = {}
-        volatility: list[float] = []
-        out_of_range: list[int] = []
         for symbol in self.symbols:
             one = self.seen.symbols[symbol]
-            place, newest = one.bar_T.item(t), one.last_T.item(t)
+            place = one.bar_T.item(t)
             bars[symbol] = [one.series.bar(place)] if place >= 0 else []
-            is_warm = newest >= 0 and one.seen_T[t] >= self.seen.spec.memory_bars
-            volatility.append(one.volatility_N.item(newest) if is_warm else math.nan)
-            out_of_range.append(one.out_of_range_N.item(newest))
         return View(
             close_time=from_ns(self.closes_ns.item(t)),
             bars=bars,
@@ -494,8 +511,8 @@ class _Run:
             positions=self.engine.positions(),
             control={} if self.halted is None else {"halt": {"halted": True, "reason": self.halted}},
             features_SF=_NO_FEATURES,
-            volatility_S=np.array(volatility),
-            out_of_range_S=np.array(out_of_range),
+            volatility_S=self.seen.volatility_TS[t],
+            out_of_range_S=self.seen.out_of_range_TS[t],
         )
 
     def _row(self, one: SymbolForesight, t: int) -> Float:
@@ -506,22 +523,23 @@ class _Run:
         row_F: Float = one.features_NF[place]
         return row_F
 
-    def _answers(self, t: int, close: datetime) -> list[Opinion | Abstention]:
+    def _answers(self, t: int, close: datetime, positions: Mapping[str, int] | None) -> list[Opinion | Abstention]:
         answers: dict[str, Opinion | Abstention] = {}
         usable: list[str] = []
         is_foreseen = True
         for symbol in self.symbols:
             one = self.seen.symbols[symbol]
-            if not one.usable_T[t]:
+            if not one.usable_T.item(t):
                 answers[symbol] = self._silence(t, symbol, one)
                 continue
             usable.append(symbol)
-            given = one.answers.get(self.decider.position(symbol))
-            bar = one.bar_T[t]
-            if given is None or not given.is_whole or given.near_T[bar]:
+            given = one.answers.get(self.decider.position(symbol) if positions is None else positions[symbol])
+            bar = one.bar_T.item(t)
+            if given is None or not given.is_whole or given.near_T.item(bar):
                 is_foreseen = False
             elif is_foreseen:
                 answers[symbol] = given.opinion(symbol, bar)
+        self._foreseen = usable if is_foreseen else ()
         if usable and not is_foreseen:  # the very question that the live cycle asks
             observations = Observations(
                 symbols=usable,
@@ -563,11 +581,11 @@ class _Run:
     def _remembered(self, close: datetime, t: int) -> Remembered:
         since = close - _HOUR
         while self._entries and self._entries[0][0] <= since:
-            self._entries.popleft()
+            self._entered[self._entries.popleft()[1]] -= 1
         stops: dict[str, int] = {}
         if self.settings.risk.cooldown_bars:
             stops = {symbol: self._bars_since(at, t) for symbol, at in self.desk.stopped.items()}
-        return Remembered(Counter([symbol for _, symbol in self._entries]) if self._entries else _NO_ENTRIES, stops)
+        return Remembered(self._entered, stops)
 
     def _bars_since(self, at: datetime, t: int) -> int:
         """Count the closes after a time, up to a close."""

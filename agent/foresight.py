@@ -60,6 +60,7 @@ class SymbolForesight:
         volatility_N: Of one bar; NaN where it is not known.
         out_of_range_N: Features at or beyond their range.
         usable_T: True where the strategy can be asked.
+        close_T: Price of the newest bar at each close; means nothing where there is none.
         answers: By position, its answers to every bar.
         change_at: By position, the first close at or after each one at which an answer may ask for another (T + 1).
         mark_T: What a unit is worth at each close, in units of 1e-9, whole numbers; 0 before the first bar.
@@ -77,6 +78,7 @@ class SymbolForesight:
     volatility_N: Float
     out_of_range_N: Int
     usable_T: NDArray[np.bool_]
+    close_T: Float
     answers: Mapping[int, BatchAnswers]
     change_at: Mapping[int, Int]
     mark_T: Float
@@ -92,12 +94,16 @@ class Foresight:
         symbols: As the settings name them, in that order.
         spec: The strategy's features.
         warm_last: By symbol, index of the newest bar before the first close; -1 for none.
+        volatility_TS: Of one bar, at each close; NaN where the features are not warm.
+        out_of_range_TS: Features of the newest bar at or beyond their range.
     """
 
     closes_ns: Int
     symbols: Mapping[str, SymbolForesight]
     spec: FeatureSpec
     warm_last: Mapping[str, int]
+    volatility_TS: Float
+    out_of_range_TS: Int
 
 
 def foresee(
@@ -141,7 +147,14 @@ def foresee(
         warm_last[symbol] = history - 1 if warm else -1
         place_N = places_in(closes_ns, opens_ns[symbol], side="left")
         found[symbol] = _symbol(settings, bars, strategy, calendar, closes_ns, place_N, warm=warm, history=history)
-    seen = Foresight(closes_ns=closes_ns, symbols=found, spec=spec, warm_last=warm_last)
+    seen = Foresight(
+        closes_ns=closes_ns,
+        symbols=found,
+        spec=spec,
+        warm_last=warm_last,
+        volatility_TS=np.stack([_volatility(one, spec) for one in found.values()], axis=1),
+        out_of_range_TS=np.stack([one.out_of_range_N[one.last_T] for one in found.values()], axis=1),
+    )
     _verify(seen, strategy, calendar, settings)
     return seen
 
@@ -250,11 +263,17 @@ def _symbol(
         volatility_N=volatility_N,
         out_of_range_N=out_of_range(features_NF, spec.ranges),
         usable_T=usable_T,
+        close_T=bars.close[history : history + closes] if is_whole else bars.close[last_T],
         answers=answers,
         change_at=change_at,
         mark_T=_marks(bars, mark_N, last_T, open_N, close_N),
         reach=Reach(bars),
     )
+
+
+def _volatility(one: SymbolForesight, spec: FeatureSpec) -> Float:
+    is_warm = (one.last_T >= 0) & (one.seen_T >= spec.memory_bars)
+    return np.where(is_warm, one.volatility_N[one.last_T], np.nan)
 
 
 def _marks(bars: BarSeries, mark_N: Float, last_T: Int, open_N: Int, close_N: Int) -> Float:

@@ -101,8 +101,10 @@ def request_of(intent: Intent, client_id: str, qty: Decimal, *, at_venue: bool) 
 
 def _hash(text: str, characters: int) -> str:
     """Return the first base-32 characters (RFC 4648, small letters) of a SHA-256; an even number of them."""
-    number = int.from_bytes(hashlib.sha256(text.encode()).digest())
-    return "".join([_PAIRS[number >> shift & 1_023] for shift in range(246, 246 - 5 * characters, -10)])
+    bits = 5 * characters
+    size = (bits + 7) // 8
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:size]) >> 8 * size - bits
+    return "".join([_PAIRS[number >> shift & 1_023] for shift in range(bits - 10, -1, -10)])
 
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz234567"

@@ -112,12 +112,12 @@ def take_news(known: KnownOrder, order: VenueOrder) -> None:
 
 def differs(known: KnownOrder, order: VenueOrder) -> bool:
     """Tell whether the venue says anything of an order that is not known of it."""
-    return (known.state, known.filled_qty, known.qty, known.stop_price, known.limit_price) != (
-        order.state,
-        order.filled_qty,
-        order.qty,
-        order.stop_price,
-        order.limit_price,
+    return (
+        known.state is not order.state
+        or known.filled_qty != order.filled_qty
+        or known.qty != order.qty
+        or known.stop_price != order.stop_price
+        or known.limit_price != order.limit_price
     )
 
 
@@ -210,13 +210,15 @@ def step_exits(
         The symbols whose exits have ended, the exits that are new or of another mode, and the symbols that hold a
         position without any plan.
     """
-    known = list(state.exits) if only is None else {only} & state.exits.keys()
-    ended = [symbol for symbol in known if not state.book.qty(symbol)]
-    for symbol in ended:
-        del state.exits[symbol]
+    holdings = state.book.holdings
+    ended: list[str] = []
     changed: list[ArmedExit] = []
     naked: list[str] = []
-    holdings = state.book.holdings
+    if state.exits:
+        known = list(state.exits) if only is None else {only} & state.exits.keys()
+        ended = [symbol for symbol in known if not state.book.qty(symbol)]
+        for symbol in ended:
+            del state.exits[symbol]
     for symbol in list(holdings) if only is None else {only} & holdings.keys():
         holding = holdings[symbol]
         armed = state.exits.get(symbol)
@@ -263,9 +265,13 @@ def split_plan(plan: ExitPlan, ratio: Decimal) -> ExitPlan:
 def protection_mode(state: TradingState, armed: ArmedExit) -> str:
     """Tell whether the venue holds all of a plan (`venue`), or the daemon must watch it (`local`)."""
     plan = armed.plan
-    wanted = [leg for leg, price in ((Leg.STOP, plan.stop), (Leg.TAKE_PROFIT, plan.take_profit)) if price is not None]
-    covered = all(_covered_qty(state, armed, leg) >= abs(state.book.qty(armed.symbol)) for leg in wanted)
-    return "venue" if plan.stop is not None and covered else "local"
+    if plan.stop is None:
+        return "local"
+    held = abs(state.book.qty(armed.symbol))
+    is_covered = _covered_qty(state, armed, Leg.STOP) >= held
+    if is_covered and plan.take_profit is not None:
+        is_covered = _covered_qty(state, armed, Leg.TAKE_PROFIT) >= held
+    return "venue" if is_covered else "local"
 
 
 def _covered_qty(state: TradingState, armed: ArmedExit, leg: Leg) -> Decimal:

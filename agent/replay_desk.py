@@ -91,7 +91,7 @@ class ReplayDesk:
         for fill in fills:
             self._book(fill)
         if fills or has_news:
-            self._arm()
+            step_exits(state, self._planned)
 
     def _book(self, fill: Fill) -> None:
         state = self._state
@@ -100,9 +100,6 @@ class ReplayDesk:
         self._fills.setdefault(fill.symbol, []).append(fill)
         if self._known[fill.client_id].leg is Leg.STOP:
             self.stopped[fill.symbol] = fill.at
-
-    def _arm(self) -> None:
-        step_exits(self._state, self._planned)
 
     def _planned(self, symbol: str) -> ArmedExit | None:
         side = Side.BUY if self._state.book.qty(symbol) > 0 else Side.SELL
@@ -154,10 +151,12 @@ class ReplayDesk:
 
     def _close(self, intent: Intent) -> Reason:
         """Cancel what works on the symbol and close what is held."""
-        for order in self._state.working_orders(intent.symbol):
+        working = self._state.working_orders(intent.symbol)
+        for order in working:
             if order.state.is_working:
                 self._engine.cancel(order.client_id)
-        self.sync()
+        if working:
+            self.sync()
         held = -intent.side.sign * self._engine.account_book().qty(intent.symbol)
         return self._send(intent, held) if held > 0 else Reason.TARGET_HELD
 
@@ -172,7 +171,8 @@ class ReplayDesk:
             self.rejections.append((self._engine.now, intent.symbol, str(error)))
             state.rejects[intent.symbol] = state.rejects.get(intent.symbol, 0) + 1
             return Reason.REJECTED
-        for new in (order, *map(self._engine.book().__getitem__, order.leg_ids)):
+        placed = [order, *map(self._engine.book().__getitem__, order.leg_ids)] if order.leg_ids else [order]
+        for new in placed:
             known = KnownOrder(
                 client_id=new.client_id,
                 intent_id=intent.intent_id,
@@ -188,6 +188,6 @@ class ReplayDesk:
                 limit_price=new.limit_price,
             )
             self._known[new.client_id] = state.orders[new.client_id] = known
-        self._arm()
+        step_exits(state, self._planned, only=intent.symbol)
         state.rejects.pop(intent.symbol, None)
         return Reason.TRADED

@@ -53,7 +53,10 @@ class Holdings:
 
 
 class Decided(NamedTuple):
-    """One row of a close that was decided by the rules: what the table needs of it, so that many rows stay small."""
+    """One row of a close that was decided by the rules: what the table needs of it, so that many rows stay small.
+
+    `votes` is None where they are the answer that was foreseen at this position, and nothing else.
+    """
 
     close: int
     symbol: str
@@ -66,14 +69,18 @@ class Decided(NamedTuple):
     stop: float | None
     take_profit: float | None
     q: tuple[tuple[int, float], ...]
-    votes: str
+    votes: str | None
 
 
-def decided(close: int, row: Mapping[str, Any]) -> Decided:
-    """Return a row of `agent.deciding` as the table needs it."""
+def decided(close: int, row: Mapping[str, Any], *, foreseen: bool) -> Decided:
+    """Return a row of `agent.deciding` as the table needs it; `foreseen`: its answer is the one at its position."""
     votes: Mapping[str, Any] = row["votes"]
-    q: Mapping[str, float] = next((vote["q"] for vote in votes.values() if vote.get("q")), {})
     stop, take_profit = row["stop"], row["take_profit"]
+    text: str | None = None
+    q: Mapping[str, float] = {}
+    if not foreseen or len(votes) > 1:
+        text = json.dumps(votes)
+        q = next((vote["q"] for vote in votes.values() if vote.get("q")), {})
     return Decided(
         close,
         row["symbol"],
@@ -85,8 +92,8 @@ def decided(close: int, row: Mapping[str, Any]) -> Decided:
         row["outcome"],
         None if stop is None else float(stop),
         None if take_profit is None else float(take_profit),
-        tuple((int(target), value) for target, value in q.items()),
-        json.dumps(votes),
+        tuple([(int(target), value) for target, value in q.items()]) if q else (),
+        text,
     )
 
 
@@ -254,12 +261,18 @@ class _DecisionColumns:
     def _answered(
         self, one: SymbolForesight, closes: Int, rows: Int, *, position: int, wanted: int, refused: bool
     ) -> None:
-        given, bars = one.answers[position], one.bar_T[closes]
         self.target[rows] = wanted
         self.action[rows] = 1 if wanted > position else 2 if wanted < position else 0
-        self.reason[rows] = self.reasons.code(given.reason.value)
+        self.reason[rows] = self.reasons.code(one.answers[position].reason.value)
         outcome = Reason.HALTED if refused else Reason.TARGET_HELD
         self.outcome[rows] = self.outcomes.code(outcome.value)
+        self._voted(one, closes, rows, position=position, wanted=wanted, refused=refused)
+
+    def _voted(
+        self, one: SymbolForesight, closes: Int, rows: Int, *, position: int, wanted: int, refused: bool
+    ) -> None:
+        """Write the votes of closes at which the answer that was foreseen at a position wants the same."""
+        given, bars = one.answers[position], one.bar_T[closes]
         q = {target: _rounded(values[bars]) for target, values in given.q.items()}
         for target, values in q.items():
             self.numbers[_TARGETS[target]][rows] = values
@@ -290,23 +303,38 @@ class _DecisionColumns:
 
     def _decided(self) -> None:
         """Write the closes that were decided by the rules."""
+        decided = self.told.path.decided
+        if not decided:
+            return
+        columns = dict(zip(Decided._fields, zip(*decided, strict=True), strict=True))
         places = {symbol: place for place, symbol in enumerate(self.names)}
-        rows: list[int] = []
-        for one in self.told.path.decided:
-            row = one.close * self.count + places[one.symbol]
-            rows.append(row)
-            self.position[row], self.target[row], self.held[row] = one.position, one.target, one.held_qty
-            self.action[row] = self.actions.code(one.action)
-            self.reason[row] = self.reasons.code(one.reason)
-            self.outcome[row] = self.outcomes.code(one.outcome)
-            if one.stop is not None:
-                self.numbers["stop"][row] = one.stop
-            if one.take_profit is not None:
-                self.numbers["take_profit"][row] = one.take_profit
-            for target, value in one.q:
-                self.numbers[_TARGETS[target]][row] = value
-        texts = [one.votes for one in self.told.path.decided]
-        self.votes.add(np.array(rows, dtype=np.int64), pl.Series(texts, dtype=pl.String))
+        close_N = np.array(columns["close"])
+        place_N = np.array([places[symbol] for symbol in columns["symbol"]])
+        rows_N = close_N * self.count + place_N
+        self.position[rows_N], self.target[rows_N] = columns["position"], columns["target"]
+        self.held[rows_N] = columns["held_qty"]
+        self.action[rows_N] = [self.actions.code(word) for word in columns["action"]]
+        self.reason[rows_N] = [self.reasons.code(word) for word in columns["reason"]]
+        self.outcome[rows_N] = [self.outcomes.code(word) for word in columns["outcome"]]
+        for name in ("stop", "take_profit"):
+            self.numbers[name][rows_N] = np.array(columns[name], dtype=np.float64)  # None becomes NaN
+        is_told_N = np.array([votes is not None for votes in columns["votes"]])
+        for row in np.flatnonzero(is_told_N).tolist():
+            for target, value in decided[row].q:
+                self.numbers[_TARGETS[target]][rows_N[row]] = value
+        texts = [votes for votes in columns["votes"] if votes is not None]
+        self.votes.add(rows_N[is_told_N], pl.Series(texts, dtype=pl.String))
+        position_N = np.array(columns["position"])
+        for symbol, place in places.items():
+            one = self.seen.symbols[symbol]
+            for position, given in one.answers.items():
+                mine = np.flatnonzero(~is_told_N & (place_N == place) & (position_N == position))
+                target = given.target_T[one.bar_T[close_N[mine]]]
+                for wanted in _TARGETS:
+                    chosen = mine[target == wanted]
+                    if len(chosen):
+                        closes, rows = close_N[chosen], rows_N[chosen]
+                        self._voted(one, closes, rows, position=position, wanted=wanted, refused=False)
 
 
 def _votes_text(

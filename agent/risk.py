@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from agent.settings import RiskSettings
+from brokers.costs import decimal_of
 from strategies.strategy import Reason
+
+_ZERO = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,29 +88,31 @@ def breach_text(account: AccountRisk, limits: RiskSettings) -> str:
 
 def judge_entry(qty: Decimal, account: AccountRisk, symbol: SymbolRisk, limits: RiskSettings) -> Verdict:
     """Judge a wanted entry of `qty` > 0 units; checks are made in the order of the reasons below."""
-    refusals = (
-        (account.halted is not None, Reason.HALTED),
-        (symbol.paused is not None, Reason.SYMBOL_PAUSED),
-        (account.drawdown > limits.drawdown_fraction, Reason.DRAWDOWN),
-        (account.daily_loss > limits.daily_loss_fraction, Reason.DAILY_LOSS),
-        (symbol.bar_age_periods > limits.stale_bars_max, Reason.STALE_DATA),
-        (symbol.features_out_of_range > limits.out_of_range_features_max, Reason.OUT_OF_RANGE),
-        (symbol.entries_last_hour >= limits.orders_per_hour, Reason.ORDER_RATE),
-        (symbol.reject_streak >= limits.reject_streak_max, Reason.REJECT_STREAK),
-        (
-            symbol.bars_since_stop is not None and symbol.bars_since_stop < limits.cooldown_bars,
-            Reason.COOLDOWN,
-        ),
-    )
-    for refused, reason in refusals:
-        if refused:
-            return Verdict(Decimal(0), reason)
-    return _capped(qty, account, symbol, limits)
+    reason = None
+    if account.halted is not None:
+        reason = Reason.HALTED
+    elif symbol.paused is not None:
+        reason = Reason.SYMBOL_PAUSED
+    elif account.drawdown > limits.drawdown_fraction:
+        reason = Reason.DRAWDOWN
+    elif account.daily_loss > limits.daily_loss_fraction:
+        reason = Reason.DAILY_LOSS
+    elif symbol.bar_age_periods > limits.stale_bars_max:
+        reason = Reason.STALE_DATA
+    elif symbol.features_out_of_range > limits.out_of_range_features_max:
+        reason = Reason.OUT_OF_RANGE
+    elif symbol.entries_last_hour >= limits.orders_per_hour:
+        reason = Reason.ORDER_RATE
+    elif symbol.reject_streak >= limits.reject_streak_max:
+        reason = Reason.REJECT_STREAK
+    elif symbol.bars_since_stop is not None and symbol.bars_since_stop < limits.cooldown_bars:
+        reason = Reason.COOLDOWN
+    return _capped(qty, account, symbol, limits) if reason is None else Verdict(_ZERO, reason)
 
 
 def _capped(qty: Decimal, account: AccountRisk, symbol: SymbolRisk, limits: RiskSettings) -> Verdict:
-    position_cap = account.equity * Decimal(repr(limits.max_position_fraction))
-    gross_cap = account.equity * Decimal(repr(limits.max_gross_fraction)) - account.gross
+    position_cap = account.equity * decimal_of(limits.max_position_fraction)
+    gross_cap = account.equity * decimal_of(limits.max_gross_fraction) - account.gross
     caps = (
         (position_cap, Reason.MAX_POSITION),
         (gross_cap, Reason.MAX_NOTIONAL),
@@ -115,7 +120,7 @@ def _capped(qty: Decimal, account: AccountRisk, symbol: SymbolRisk, limits: Risk
     )
     allowed, reason = qty, None
     for cap, why in caps:
-        most = max(cap, Decimal(0)) / symbol.price
+        most = max(cap, _ZERO) / symbol.price
         if allowed > most:
             allowed, reason = most, why
     return Verdict(allowed, reason)

@@ -159,7 +159,8 @@ class TradingState:
 
     def working_orders(self, symbol: str) -> list[KnownOrder]:
         """Return the symbol's orders that may still fill."""
-        return [order for order in self.orders.of(symbol) if not order.state.is_terminal]
+        orders = self.orders.of(symbol)
+        return [order for order in orders if not order.state.is_terminal] if orders else []
 
     def working_entry(self, symbol: str) -> KnownOrder | None:
         """Return the symbol's entry that may still fill."""

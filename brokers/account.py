@@ -88,4 +88,7 @@ class AccountBook:
         Raises:
             KeyError: A held symbol has no mark: equity is then unknown, not smaller.
         """
-        return self.cash + sum((h.qty * marks[s] for s, h in self.holdings.items()), ZERO)
+        value = ZERO
+        for symbol, holding in self.holdings.items():
+            value += holding.qty * marks[symbol]
+        return self.cash + value

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
+from functools import lru_cache
 
 from brokers.domain import Side
 from brokers.series import BarSeries, Float
@@ -86,8 +87,7 @@ class CostModel:
 
     def fee(self, qty: Decimal, price: Decimal) -> Decimal:
         """Return the commission of one fill, quote currency."""
-        rate = Decimal(repr(self.fee_bps)) / 10_000
-        return (abs(qty) * price * rate).quantize(PRICE_QUANTUM, ROUND_HALF_EVEN)
+        return (abs(qty) * price * _per_unit(self.fee_bps)).quantize(PRICE_QUANTUM, ROUND_HALF_EVEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,17 @@ class ReferenceBar:
     def of(cls, high: float, low: float, volume: float) -> ReferenceBar:
         """Build from a bar's range and volume."""
         return cls(volume=volume, sigma=math.log(high / low) * _PARKINSON)
+
+
+@lru_cache(maxsize=4_096, typed=True)
+def decimal_of(number: float) -> Decimal:
+    """Return the shortest decimal that is this float: a bar's price as its file writes it, a limit as it was set."""
+    return Decimal(repr(number))
+
+
+@lru_cache(maxsize=64)
+def _per_unit(bps: float) -> Decimal:
+    return Decimal(repr(bps)) / 10_000
 
 
 def quantise(price: float) -> Decimal:
@@ -170,11 +181,11 @@ def reference_before(bars: BarSeries, index: int) -> ReferenceBar:
     if index < 1:
         return ReferenceBar(volume=0.0, sigma=0.0)
     before = index - 1
-    volume = float(bars.volume[before])
-    ratio = float(bars.adj_factor[index]) / float(bars.adj_factor[before])
+    volume = bars.volume.item(before)
+    ratio = bars.adj_factor.item(index) / bars.adj_factor.item(before)
     if is_split(ratio):
         volume *= float(split_ratio(ratio))
-    return ReferenceBar.of(float(bars.high[before]), float(bars.low[before]), volume)
+    return ReferenceBar.of(bars.high.item(before), bars.low.item(before), volume)
 
 
 def dividend_per_unit(previous_close: float, ratio: float) -> Decimal:

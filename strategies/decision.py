@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 
+from brokers.costs import decimal_of
 from brokers.domain import ExitPlan, Instrument
 from strategies.strategy import Abstention, Action, ExitLevels, Opinion, Reason, action_of
 
@@ -84,7 +85,7 @@ def plan_exits(
         levels = config.levels(volatility)
     accepted = None
     if levels.stop is None:
-        accepted = abs(qty) * price * Decimal(repr(config.max_loss_fraction))
+        accepted = abs(qty) * price * decimal_of(config.max_loss_fraction)
     return ExitPlan(
         stop=_exit_price(price, -target, levels.stop, instrument),
         take_profit=_exit_price(price, target, levels.take_profit, instrument),

@@ -57,6 +57,10 @@ _UUID_4 = (0x8000 << 48) | (4 << 76)
 """Variant and version bits of a UUID 4 (RFC 9562)."""
 
 
+def _leg_ids(request: OrderRequest) -> list[str]:
+    return [f"{request.client_id}.{suffix}" for suffix in _LEG_SUFFIXES]
+
+
 class ClockConflictError(BrokerError):
     """A client believes in a time that the exchange has not reached: it speaks to the wrong books."""
 
@@ -177,22 +181,30 @@ class MatchingEngine:
         self._pass_event(state, idle_ns)
         return self._answer(state, repeated=False)
 
-    def pass_event(self, idle_until: datetime) -> tuple[str, ...]:
-        """Move to the next event, at most to `idle_until`; return the client ids that changed.
+    @property
+    def now_ns(self) -> int:
+        """Venue time, ns since the epoch."""
+        return self._usable().now_ns
+
+    def pass_event(self, idle_ns: int) -> tuple[str, ...]:
+        """Move to the next event, at most to `idle_ns`; return the client ids that changed.
 
         `advance` for who shares this process and its time.
         """
         state = self._usable()
-        self._pass_event(state, to_ns(idle_until))
+        self._pass_event(state, idle_ns)
         return state.last_changed
 
     def run_until(self, until: datetime) -> tuple[str, ...]:
-        """Pass every event up to `until` and stop there, in one transaction; return the client ids that changed.
+        """Pass every event up to `until` and stop there, in one transaction; return the client ids that changed."""
+        return self.pass_events(to_ns(until))
+
+    def pass_events(self, until_ns: int) -> tuple[str, ...]:
+        """Do what `run_until` does.
 
         Stretches cost nothing in which no price reaches a resting order and no holding meets a corporate action.
         """
         state = self._usable()
-        until_ns = to_ns(until)
         state.changed.clear()
         while state.now_ns < until_ns and not self._floor.skip(state, until_ns):
             self._step(state, until_ns)
@@ -215,11 +227,8 @@ class MatchingEngine:
     def accept(self, request: OrderRequest) -> BookOrder:
         """Do what `submit` does; return the order as the exchange keeps it, to be read, not changed."""
         state = self._usable()
-        names = (
-            request.client_id,
-            *(f"{request.client_id}.{suffix}" for suffix in _LEG_SUFFIXES if request.is_bracket),
-        )
-        if any(name in state.orders for name in names):
+        is_known = request.client_id in state.orders
+        if is_known or (request.is_bracket and any(name in state.orders for name in _leg_ids(request))):
             raise DuplicateClientIdError(RejectCode.DUPLICATE_CLIENT_ID, "client_order_id must be unique")
         instrument = self.instruments.get(request.symbol)
         if instrument is None:
@@ -229,8 +238,8 @@ class MatchingEngine:
         order = self._new_order(state, request)
         order.opening_qty = admission.opening_qty
         order.reserve_price = admission.reserve_price
-        legs = self._new_legs(state, request, order)
-        order.leg_ids = tuple(leg.client_id for leg in legs)
+        legs = self._new_legs(state, request, order) if request.is_bracket else []
+        order.leg_ids = tuple([leg.client_id for leg in legs])
         for new in (order, *legs):
             state.add(new)
         self._commit(state)
@@ -282,10 +291,10 @@ class MatchingEngine:
 
     def only_legs_rest(self) -> bool:
         """Tell whether nothing works but legs of brackets that may trade."""
-        working = self._usable().live.values()
-        return all(
+        live = self._usable().live
+        return not live or all(
             order.parent_client_id is not None and not order.opens_to_wait
-            for orders in working
+            for orders in live.values()
             for order in orders.values()
         )
 

@@ -72,6 +72,8 @@ class Floor:
         """Return the index of the first event up to `until_ns` that may change more than the clock; None for none."""
         if state.next_expiry_ns is not None and state.next_expiry_ns <= until_ns:
             return state.cursor
+        if not state.live and not state.account.holdings:
+            return None
         stir_ns = None
         for symbol in {**state.live, **state.account.holdings}:
             orders = state.live.get(symbol, {}).values()
@@ -99,24 +101,25 @@ class Floor:
     def step(self, state: State, idle_ns: int) -> Event:
         """Move to the next instant and handle it, or to `idle_ns` if nothing comes first."""
         timeline, index = self.timeline, state.cursor
-        at_ns = int(timeline.times_ns[index]) if index < len(timeline.times_ns) else None
+        at_ns = timeline.times_ns.item(index) if index < len(timeline.times_ns) else None
         if at_ns is None or at_ns > idle_ns:
             state.now_ns = idle_ns
             self._expire(state, idle_ns)
             return Event.IDLE
         state.cursor = index + 1
         state.now_ns = at_ns
-        begin, end = int(timeline.offsets[index]), int(timeline.offsets[index + 1])
+        begin, end = timeline.offsets.item(index), timeline.offsets.item(index + 1)
+        is_close = timeline.kinds.item(begin) == CLOSE
         if state.live or (state.account.holdings and timeline.has_action[index]):
             self._expire(state, at_ns - 1)
             opens = begin
-            while opens < end and timeline.kinds[opens] == CLOSE:
-                self._on_close(state, int(timeline.symbols[opens]), int(timeline.bars[opens]))
+            while opens < end and timeline.kinds.item(opens) == CLOSE:
+                self._on_close(state, timeline.symbols.item(opens), timeline.bars.item(opens))
                 opens += 1
             self._expire(state, at_ns)
             for item in range(opens, end):
-                self._on_open(state, int(timeline.symbols[item]), int(timeline.bars[item]))
-        return Event.CLOSE if timeline.kinds[begin] == CLOSE else Event.OPEN
+                self._on_open(state, timeline.symbols.item(item), timeline.bars.item(item))
+        return Event.CLOSE if is_close else Event.OPEN
 
     def _on_close(self, state: State, index: int, bar: int) -> None:
         """Let resting orders meet the range of the bar that just completed."""
@@ -125,9 +128,9 @@ class Floor:
             return
         series = self._series[index]
         path = BarPath(
-            open=float(series.open[bar]),
-            high=float(series.high[bar]),
-            low=float(series.low[bar]),
+            open=series.open.item(bar),
+            high=series.high.item(bar),
+            low=series.low.item(bar),
             reference=reference_before(series, bar),
         )
         self._match_resting(state, orders, path, at_ns=state.now_ns, legs_wait=1)
@@ -136,9 +139,9 @@ class Floor:
         """Corporate actions, then resting orders that the open triggers, then market orders."""
         series, symbol = self._series[index], self._symbols[index]
         if bar:
-            ratio = float(series.adj_factor[bar]) / float(series.adj_factor[bar - 1])
+            ratio = series.adj_factor.item(bar) / series.adj_factor.item(bar - 1)
             if ratio != 1.0:
-                self._corporate_action(state, symbol, ratio, float(series.close[bar - 1]))
+                self._corporate_action(state, symbol, ratio, series.close.item(bar - 1))
         orders = state.live.get(symbol)
         if orders is None:
             return
@@ -146,10 +149,12 @@ class Floor:
             if order.opens_to_wait and order.state is not OrderState.HELD:
                 order.opens_to_wait -= 1
                 state.touch_silently(order)
-        path = BarPath.at_open(float(series.open[bar]), reference_before(series, bar))
-        close_ns = int(series.close_ns[bar])
-        market = [order for order in _matchable(orders) if order.type is OrderType.MARKET]
-        self._match_resting(state, orders, path, at_ns=state.now_ns, legs_wait=0)
+        path = BarPath.at_open(series.open.item(bar), reference_before(series, bar))
+        close_ns = series.close_ns.item(bar)
+        matchable = _matchable(orders)
+        market = [order for order in matchable if order.type is OrderType.MARKET]
+        if len(market) < len(matchable):
+            self._match_resting(state, orders, path, at_ns=state.now_ns, legs_wait=0)
         step = self._instruments[symbol].qty_step
         for order in market:
             if order.state.is_terminal:

@@ -61,7 +61,7 @@ def standing(state: State, market: Market, symbol: str, leverage: Decimal) -> ru
     working = _working(state, symbol)
     side = rules.closing_side(position)
     prices = marks(state, market)
-    by_legs, by_orders = rules.claimed_qty(working, side) if side is not None else (ZERO, ZERO)
+    by_legs, by_orders = rules.claimed_qty(working, side) if working and side is not None else (ZERO, ZERO)
     return rules.Standing(
         position=position,
         held_by_legs=by_legs,

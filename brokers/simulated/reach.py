@@ -25,11 +25,15 @@ class Reach:
         is_low, is_high = bool((series.low <= series.open).all()), bool((series.high >= series.open).all())
         self._low: Float = series.low if is_low else np.minimum(series.low, series.open)
         self._high: Float = series.high if is_high else np.maximum(series.high, series.open)
+        self._lowest = float(self._low.min()) if len(series) else math.inf
+        self._highest = float(self._high.max()) if len(series) else -math.inf
         self._actions = np.flatnonzero(series.adj_factor[1:] != series.adj_factor[:-1]) + 1
         self._with_action = frozenset(self._actions.tolist())
 
     def first(self, begin: int, end: int, below: float, above: float) -> int:
         """Return the first bar of begin .. end (exclusive) that trades at or beyond a level; `end` where none does."""
+        if below < self._lowest and above > self._highest:
+            return end
         size = _CHUNK_BARS
         looks_up = above < math.inf
         while begin < end:

@@ -79,7 +79,7 @@ def claimed_qty(orders: Iterable[BookOrder], side: Side) -> tuple[Decimal, Decim
         else:
             claimed = by_parent.get(order.parent_client_id, ZERO)
             by_parent[order.parent_client_id] = max(claimed, order.remaining_qty)
-    return sum(by_parent.values(), ZERO), by_others
+    return sum(by_parent.values(), ZERO) if by_parent else ZERO, by_others
 
 
 def admit(request: OrderRequest, instrument: Instrument, standing: Standing, settings: EngineSettings) -> Admission:
@@ -121,18 +121,19 @@ def _check_prices(request: OrderRequest) -> None:
         raise RefusedError(RejectCode.WRONG_FIELDS, msg)
     wants_limit = request.type in (OrderType.LIMIT, OrderType.STOP_LIMIT)
     wants_stop = request.type in (OrderType.STOP, OrderType.STOP_LIMIT)
-    for name, price, wanted in (
-        ("limit_price", request.limit_price, wants_limit),
-        ("stop_price", request.stop_price, wants_stop),
-    ):
-        if (price is not None) != wanted:
-            msg = f"{request.type} orders {'require' if wanted else 'take no'} {name}"
-            raise RefusedError(RejectCode.WRONG_FIELDS, msg)
-    for name in ("limit_price", "stop_price", "take_profit", "stop_loss"):
-        price = getattr(request, name)
-        if price is not None and not _is_usable(price):
-            msg = f"{name} is {_shown(price)}: give a positive price, {_BOUNDS}"
-            raise RefusedError(RejectCode.WRONG_PRICE, msg)
+    limit_price, stop_price = request.limit_price, request.stop_price
+    if (limit_price is not None) != wants_limit:
+        msg = f"{request.type} orders {'require' if wants_limit else 'take no'} limit_price"
+        raise RefusedError(RejectCode.WRONG_FIELDS, msg)
+    if (stop_price is not None) != wants_stop:
+        msg = f"{request.type} orders {'require' if wants_stop else 'take no'} stop_price"
+        raise RefusedError(RejectCode.WRONG_FIELDS, msg)
+    if wants_limit or wants_stop or request.is_bracket:
+        for name in ("limit_price", "stop_price", "take_profit", "stop_loss"):
+            price = getattr(request, name)
+            if price is not None and not _is_usable(price):
+                msg = f"{name} is {_shown(price)}: give a positive price, {_BOUNDS}"
+                raise RefusedError(RejectCode.WRONG_PRICE, msg)
     if not _is_usable(request.qty):
         msg = f"qty is {_shown(request.qty)}: give a positive quantity, {_BOUNDS}"
         raise RefusedError(RejectCode.WRONG_QTY, msg)
