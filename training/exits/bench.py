@@ -1,8 +1,8 @@
 """The exit head in worlds whose best bracket is known: `tandem train exits --head`.
 
-One head learns from trades of all four worlds at once; what tells it where it is are four of its features, each blurred,
-among others that say nothing. Then it is asked for brackets at entries it has not seen, and these are valued twice: by
-the world's exact solver, and on fresh paths until the standard error is small.
+One head learns from trades of all four worlds at once; what tells it where it is are four of its features, each
+blurred, among others that say nothing. Then it is asked for brackets at entries it has not seen, and these are valued
+twice: by the world's exact solver, and on fresh paths until the standard error is small.
 
 Axes: E entries or episodes, F features, B bars.
 """
@@ -90,7 +90,8 @@ def episode_labels(world: ExitWorld, episodes: Episodes, settings: ExitSettings)
 
     def prices(log_EB: Float) -> Float:
         # the bar before the entry, at whose close it is decided
-        return np.exp(np.concatenate([np.zeros((count, 1)), log_EB], axis=1)).ravel()
+        price_T: Float = np.exp(np.concatenate([np.zeros((count, 1)), log_EB], axis=1)).ravel()
+        return price_T
 
     side = world.cost_bps * 1e-4
     row_R = np.arange(count) * (bars + 1)
@@ -123,6 +124,7 @@ class Choice:
         none: Worth of having no exits.
         bracket: What it chose: the most frequent bracket, or the median of levels where these are continuous.
         share: Of the entries at which exactly this one was chosen.
+        is_grid: False where levels are continuous.
         exact: Exact worth of the choices; of the median bracket where these are continuous.
         fresh: Mean of fresh paths, each with the bracket of an entry.
         fresh_error: Its standard error.
@@ -135,6 +137,7 @@ class Choice:
     none: float
     bracket: Bracket
     share: float
+    is_grid: bool
     exact: float
     fresh: float
     fresh_error: float
@@ -151,7 +154,7 @@ def bench_heads(
     *,
     heads: Sequence[HeadName] = HEADS,
     settings: ExitSettings | None = None,
-    episodes: int = 40_000,
+    episodes: int = 60_000,
     seed: int = 1,
     error_bps: float = 0.5,
 ) -> Iterator[tuple[TrainedExits, list[Choice]]]:
@@ -187,13 +190,14 @@ def chosen_brackets(trained: TrainedExits, seen_EF: Float32, sigma: float) -> Fl
 
 def _choice(world: ExitWorld, table: Sequence[Worth], head: HeadName, chosen_E2: Float, error_bps: float) -> Choice:
     none = next(one.net for one in table if one.bracket == Bracket(None, None))
-    rounded_E2 = np.where(np.isinf(chosen_E2), np.inf, np.round(chosen_E2, 4))
-    distinct, count = np.unique(rounded_E2, axis=0, return_counts=True)
+    chosen_E2 = np.where(np.isinf(chosen_E2), np.inf, np.round(chosen_E2, 4))
+    distinct, count = np.unique(chosen_E2, axis=0, return_counts=True)
     is_grid = len(distinct) <= len(table)
-    most = distinct[count.argmax()] if is_grid else np.median(chosen_E2, axis=0)
     if is_grid:
+        most = distinct[count.argmax()]
         exact = sum(world.worth(_bracket(one)) * n for one, n in zip(distinct, count, strict=True)) / len(chosen_E2)
     else:
+        most = np.median(chosen_E2, axis=0)
         exact = world.worth(_bracket(most))
     fresh, fresh_error, episodes = fresh_worth(world, chosen_E2, error_bps=error_bps)
     return Choice(
@@ -202,8 +206,8 @@ def _choice(world: ExitWorld, table: Sequence[Worth], head: HeadName, chosen_E2:
         best=table[0],
         none=none,
         bracket=_bracket(most),
-        share=float((np.abs(chosen_E2 - most) < 1e-3).all(axis=1).mean()) if np.isfinite(most).all() else
-        float((rounded_E2 == most).all(axis=1).mean()),
+        share=float((chosen_E2 == most).all(axis=1).mean()),
+        is_grid=is_grid,
         exact=float(exact),
         fresh=fresh,
         fresh_error=fresh_error,

@@ -3,8 +3,8 @@
 1. Time is cut into stretches, which go to two members in turn. On its own stretches a member's trunk learns quantiles
    of both excursions (pinball loss) and the gain of every bracket on both sides over having none (squared error). All
    bars teach it, whatever a policy would have done there.
-2. On the *other* stretches the gains are fitted again to the trunk's features by least squares: a trunk that has learned
-   noise finds none of it there (honest estimation: Athey & Imbens 2016, "Recursive partitioning for heterogeneous
+2. On the *other* stretches the gains are fitted again to the trunk's features by least squares: noise that a trunk has
+   learned is not there a second time (honest estimation: Athey & Imbens 2016, "Recursive partitioning for heterogeneous
    causal effects"). Standard errors hold although neighbouring labels share bars and symbols move together: bars count
    by blocks of time (Liang & Zeger 1986, "Longitudinal data analysis using generalized linear models"). A bracket is
    chosen where its gain exceeds that error `caution` times.
@@ -21,6 +21,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -187,26 +188,25 @@ def _fit_quantiles(
     """Train every member, then test and calibrate their average; returns what was found."""
     scale_R = (rows.sigma_R * math.sqrt(settings.horizon_bars)).astype(np.float32)
     reach_R2 = np.stack([rows.labels.above_R, rows.labels.below_R], axis=1) / scale_R[:, None]
-    gain_RV = _gains(rows, scale_R)
-    for number, member in enumerate(face.members):
+    for number, member in enumerate(face.estimates):
         own, other = _stretches(rows, learned, number)
-        _teach(member, z_RF[own], reach_R2[own], gain_RV[own], settings, generator)
+        _teach(member, z_RF[own], reach_R2[own], _gains(rows, own, scale_R), settings, generator)
         with torch.no_grad():
             trunk_RD = member.trunk(z_RF[other]).numpy().astype(np.float64)
-        _value(member, trunk_RD, gain_RV[other], _blocks(rows.decided_R[other], rows.known_R[other]))
+        _value(member, trunk_RD, _gains(rows, other, scale_R), _blocks(rows.decided_R[other], rows.known_R[other]))
     excursion_R2Q, place_RS = _answers(face, z_RF[held_out])
     return {
         "quantiles": _calibrate(face, excursion_R2Q, reach_R2[held_out]),
-        "brackets": _believe(face, place_RS, gain_RV[held_out] * scale_R[held_out, None]),
+        "brackets": _believe(face, place_RS, _gains(rows, held_out, np.ones_like(scale_R))),
     }
 
 
-def _gains(rows: ExitRows, scale_R: Float32) -> Float32:
-    """Return (R, V) gains over no exits, in volatilities of the horizon; the first of each side is zero."""
-    value_RSK = rows.labels.value_RSK
-    gain_RSK = value_RSK - value_RSK[:, :, :1]
-    gain_RSK /= scale_R[:, None, None]
-    return gain_RSK.reshape(len(rows), -1)
+def _gains(rows: ExitRows, place_r: Int, unit_R: Float32) -> Float32:
+    """Return (r, V) what brackets added to no exits at some rows, in `unit_R`; the first of each side is zero."""
+    gain_rSK = rows.labels.value_RSK[place_r]
+    gain_rSK -= gain_rSK[:, :, :1].copy()
+    gain_rSK /= unit_R[place_r, None, None]
+    return gain_rSK.reshape(len(place_r), -1)
 
 
 def _stretches(rows: ExitRows, learned: Int, member: int) -> tuple[Int, Int]:
@@ -302,7 +302,7 @@ def _value(member: QuantileMember, trunk_RD: Float, gain_RV: Float32, block_R: I
     score_CDV = np.stack(
         [
             trunk_RD[begin:end].T @ (gain_RV[begin:end] - trunk_RD[begin:end] @ weight_DV)
-            for begin, end in zip(edges, edges[1:], strict=False)
+            for begin, end in pairwise(edges)
         ]
     )
     blocks = len(score_CDV)
@@ -341,7 +341,11 @@ def _believe(face: QuantileExits, place_RS: Int, gain_RV: Float32) -> dict[str, 
             "is_used": mean >= 0.0,
             "share_with_exits": float((place_RS[:, side] > 0).mean()),
             "most_chosen": [
-                [_level(face.stop_K[common[place]]), _level(face.take_K[common[place]]), count[place] / len(gain_R)]
+                [
+                    _level(face.stop_K[common[place]]),
+                    _level(face.take_K[common[place]]),
+                    int(count[place]) / len(gain_R),
+                ]
                 for place in np.argsort(-count, kind="stable")[:3]
             ],
         }

@@ -24,6 +24,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from training.errors import TrainingError
 from training.market import RUIN_FRACTION, Float, Float32, Int
@@ -68,9 +69,7 @@ class Labels:
     below_R: Float32
 
 
-def label(
-    prices: Prices, row_R: Int, entry_R: Int, end_R: Int, sigma_R: Float, levels: Sequence[float]
-) -> Labels:
+def label(prices: Prices, row_R: Int, entry_R: Int, end_R: Int, sigma_R: Float, levels: Sequence[float]) -> Labels:
     """Return what came of positions decided at the close of each row.
 
     Args:
@@ -90,12 +89,7 @@ def label(
     value_RSK = np.empty((len(row_R), 2, brackets), dtype=np.float32)
     reach_2R = np.empty((2, len(row_R)), dtype=np.float32)
     _label(
-        prices.open_T,
-        prices.high_T,
-        prices.low_T,
-        prices.close_T,
-        prices.dividend_T,
-        prices.taking_T,
+        (prices.open_T, prices.high_T, prices.low_T, prices.close_T, prices.dividend_T, prices.taking_T),
         float(prices.making),
         row_R,
         entry_R,
@@ -118,69 +112,124 @@ def _machine_code(kernel: Kernel) -> Kernel:
 
 
 @_machine_code
-def _label(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0913, PLR0917 -- compiled: Numba infers the types of plain arrays
-    open_T, high_T, low_T, close_T, dividend_T, taking_T, making, row_R, entry_R, end_R, sigma_R, level_L, value_RSK, reach_2R
-):
+def _pass_levels(
+    open_T: Float,
+    high_T: Float,
+    low_T: Float,
+    entry: int,
+    end: int,
+    price_2L: Float,
+    bar_2L: Int,
+    at_open_2L: NDArray[np.bool_],
+) -> tuple[float, float]:
+    """Find the bar in which each level is first met, and the price it fills at; returns highest and lowest price.
+
+    Levels above the price are in row 0, below it in row 1, the nearest first; a bar of `end` + 1 says never.
+    """
+    levels = price_2L.shape[1]
+    above, below = 0, 0
+    top, bottom = -np.inf, np.inf
+    bar_2L[:] = end + 1
+    for bar in range(entry, end + 1):
+        top, bottom = max(top, high_T[bar]), min(bottom, low_T[bar])
+        while above < levels and high_T[bar] >= price_2L[0, above]:
+            bar_2L[0, above] = bar
+            at_open_2L[0, above] = open_T[bar] >= price_2L[0, above]
+            price_2L[0, above] = max(price_2L[0, above], open_T[bar])
+            above += 1
+        while below < levels and low_T[bar] <= price_2L[1, below]:
+            bar_2L[1, below] = bar
+            at_open_2L[1, below] = open_T[bar] <= price_2L[1, below]
+            price_2L[1, below] = min(price_2L[1, below], open_T[bar])
+            below += 1
+    return top, bottom
+
+
+@_machine_code
+def _fill_brackets(
+    value_K: Float32,
+    kept: float,
+    stopped_L: Float,
+    taken_L: Float,
+    stop_bar_L: Int,
+    take_bar_L: Int,
+    take_at_open_L: NDArray[np.bool_],
+    entry: int,
+    end: int,
+) -> None:
+    """Write the value of every bracket: that of the level that is met first, or what was kept."""
+    levels = len(stopped_L)
+    bracket = 0
+    for stop in range(-1, levels):
+        stop_bar = stop_bar_L[stop] if stop >= 0 else end + 1
+        for take in range(-1, levels):
+            take_bar = take_bar_L[take] if take >= 0 else end + 1
+            # the exits of an entry are armed after its bar has opened
+            opens_beyond = take_bar == stop_bar and take_bar > entry and take_at_open_L[take]
+            if take_bar < stop_bar or (stop_bar <= end and opens_beyond):
+                value_K[bracket] = taken_L[take]
+            elif stop_bar <= end:
+                value_K[bracket] = stopped_L[stop]
+            else:
+                value_K[bracket] = kept
+            bracket += 1
+
+
+@_machine_code
+def _equity(price: float, paid: float, sign: float) -> float:
+    """Return the log growth of a unit of equity that was long (1.0) or short (-1.0) from `paid` to `price`."""
+    return math.log(max(1.0 + sign * (price / paid - 1.0), RUIN_FRACTION))
+
+
+@_machine_code
+def _label(
+    bars: tuple[Float, Float, Float, Float, Float, Float],
+    making: float,
+    row_R: Int,
+    entry_R: Int,
+    end_R: Int,
+    sigma_R: Float,
+    level_L: Float,
+    value_RSK: Float32,
+    reach_2R: Float32,
+) -> None:
+    """Write the labels of every row."""
+    open_T, high_T, low_T, close_T, dividend_T, taking_T = bars
     levels = len(level_L)
-    # first index: above, below
     price_2L = np.empty((2, levels))
     bar_2L = np.empty((2, levels), dtype=np.int64)
-    at_open_2L = np.empty((2, levels), dtype=np.bool_)
-    stopped_L = np.empty(levels)
-    taken_L = np.empty(levels)
+    at_open_2L = np.zeros((2, levels), dtype=np.bool_)
+    stopped_L, taken_L = np.zeros(levels), np.zeros(levels)
     for r in range(len(row_R)):
-        row, entry, end = row_R[r], entry_R[r], end_R[r]
-        base = close_T[row]
+        entry, end = entry_R[r], end_R[r]
+        base = close_T[row_R[r]]
         for place in range(levels):
-            distance = level_L[place] * sigma_R[r]
-            price_2L[0, place] = base * math.exp(distance)
-            price_2L[1, place] = base * math.exp(-distance)
-            bar_2L[0, place] = end + 1
-            bar_2L[1, place] = end + 1
-        above, below = 0, 0
-        top, bottom = base, base
-        for bar in range(entry, end + 1):
-            top, bottom = max(top, high_T[bar]), min(bottom, low_T[bar])
-            while above < levels and high_T[bar] >= price_2L[0, above]:
-                bar_2L[0, above] = bar
-                at_open_2L[0, above] = open_T[bar] >= price_2L[0, above]
-                price_2L[0, above] = max(price_2L[0, above], open_T[bar])
-                above += 1
-            while below < levels and low_T[bar] <= price_2L[1, below]:
-                bar_2L[1, below] = bar
-                at_open_2L[1, below] = open_T[bar] <= price_2L[1, below]
-                price_2L[1, below] = min(price_2L[1, below], open_T[bar])
-                below += 1
-        reach_2R[0, r] = math.log(top / base)
-        reach_2R[1, r] = math.log(base / bottom)
-
-        paid = open_T[entry]
-        takes, makes = 2.0 * math.log1p(-taking_T[row]), math.log1p(-taking_T[row]) + math.log1p(-making)
+            factor = math.exp(level_L[place] * sigma_R[r])
+            price_2L[0, place], price_2L[1, place] = base * factor, base / factor
+        top, bottom = _pass_levels(open_T, high_T, low_T, entry, end, price_2L, bar_2L, at_open_2L)
+        reach_2R[0, r] = math.log(max(top, base) / base)
+        reach_2R[1, r] = math.log(base / min(bottom, base))
+        paid, before = open_T[entry], dividend_T[entry]
+        takes = 2.0 * math.log1p(-taking_T[row_R[r]])
+        makes = 0.5 * takes + math.log1p(-making)
         for side in range(2):
             sign = 1.0 - 2.0 * side
+            # a long position is stopped below and takes its profit above, a short one the other way round
             stop_at, take_at = 1 - side, side
-            held = close_T[end] + dividend_T[end] - dividend_T[entry]
-            kept = takes + math.log(max(1.0 + sign * (held / paid - 1.0), RUIN_FRACTION))
             for place in range(levels):
-                bar = bar_2L[stop_at, place]
-                if bar <= end:
-                    worth = price_2L[stop_at, place] + dividend_T[bar] - dividend_T[entry]
-                    stopped_L[place] = takes + math.log(max(1.0 + sign * (worth / paid - 1.0), RUIN_FRACTION))
-                bar = bar_2L[take_at, place]
-                if bar <= end:
-                    worth = price_2L[take_at, place] + dividend_T[bar] - dividend_T[entry]
-                    taken_L[place] = makes + math.log(max(1.0 + sign * (worth / paid - 1.0), RUIN_FRACTION))
-            bracket = 0
-            for stop in range(-1, levels):
-                stop_bar = bar_2L[stop_at, stop] if stop >= 0 else end + 1
-                for take in range(-1, levels):
-                    take_bar = bar_2L[take_at, take] if take >= 0 else end + 1
-                    value = kept
-                    if take_bar < stop_bar:
-                        value = taken_L[take]
-                    elif stop_bar <= end:
-                        # the exits of an entry are armed after its bar has opened
-                        opens = take_bar == stop_bar and take_bar > entry and at_open_2L[take_at, take]
-                        value = taken_L[take] if opens else stopped_L[stop]
-                    value_RSK[r, side, bracket] = value
-                    bracket += 1
+                # a level that is never met has a price too: what is worked out for it is not used
+                at = min(bar_2L[stop_at, place], end)
+                stopped_L[place] = takes + _equity(price_2L[stop_at, place] + dividend_T[at] - before, paid, sign)
+                at = min(bar_2L[take_at, place], end)
+                taken_L[place] = makes + _equity(price_2L[take_at, place] + dividend_T[at] - before, paid, sign)
+            _fill_brackets(
+                value_RSK[r, side],
+                takes + _equity(close_T[end] + dividend_T[end] - before, paid, sign),
+                stopped_L,
+                taken_L,
+                bar_2L[stop_at],
+                bar_2L[take_at],
+                at_open_2L[take_at],
+                entry,
+                end,
+            )

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import torch
@@ -69,7 +70,9 @@ class NormalisedState(nn.Module):
 
 
 class Trunk(nn.Module):
-    """ReLU layers; a column of ones stands before what comes out.
+    """ReLU layers, then one of hyperbolic tangents; a column of ones stands before what comes out.
+
+    What comes out is bounded, so states beyond those learned from get values like the nearest, not straight lines.
 
     Args:
         widths: Of the input and of every layer.
@@ -83,9 +86,10 @@ class Trunk(nn.Module):
 
     def forward(self, z_BF: torch.Tensor) -> torch.Tensor:
         """Return (B, D) of normalised features."""
-        for layer in self.layers:
+        *before, last = self.layers
+        for layer in before:
             z_BF = torch.relu(layer(z_BF))
-        return torch.cat([torch.ones_like(z_BF[:, :1]), z_BF], dim=1)
+        return torch.cat([torch.ones_like(z_BF[:, :1]), torch.tanh(last(z_BF))], dim=1)
 
 
 def drawn_linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
@@ -186,10 +190,15 @@ class QuantileExits(ExitFace):
             *(f"{way}_q{100 * share:g}" for way in DIRECTIONS for share in quantiles),
         )
 
+    @property
+    def estimates(self) -> tuple[QuantileMember, ...]:
+        """Return the members."""
+        return cast("tuple[QuantileMember, ...]", tuple(self.members))
+
     def estimate(self, z_BF: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return (B, 2, Q) quantiles before recalibration, (B, S, K) gains and their standard errors, all averaged."""
         parts = []
-        for member in self.members:
+        for member in self.estimates:
             trunk_BD = member.trunk(z_BF)
             parts.append((member.excursions(trunk_BD), *member.gains(trunk_BD)))
         excursions, gains, variances = (torch.stack(part) for part in zip(*parts, strict=True))
@@ -253,7 +262,8 @@ class SigmoidExits(ExitFace):
 
     def excursions(self, z_BF: torch.Tensor) -> torch.Tensor:
         """Return (B, 2): the expected furthest high above and low below, log distances."""
-        return self.low + self.width * self.excursion(self.trunk(z_BF)[:, 1:]).sigmoid()
+        share_B2: torch.Tensor = self.excursion(self.trunk(z_BF)[:, 1:]).sigmoid()
+        return self.low + self.width * share_B2
 
     def forward(self, features_BF: torch.Tensor, target_B: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return `exit_stop` and `exit_take_profit`, each (B,)."""

@@ -117,12 +117,9 @@ def exit_rows(
     sigma_R = sigma_of(features_RF, column)
     end_R = end_T[rows]
     parts = [prices_of(one, costs, capital_usd=capital_usd) for one in series.values()]
+    names = ("open_T", "high_T", "low_T", "close_T", "dividend_T", "taking_T")
     prices = Prices(
-        *(
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("open_T", "high_T", "low_T", "close_T", "dividend_T", "taking_T")
-        ),
-        making=costs.fee_bps * 1e-4,
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names}, making=parts[0].making
     )
     return ExitRows(
         features_RF=features_RF,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -29,7 +30,7 @@ class ExitSettings(Section):
     """Standard errors by which a bracket must beat having no exits."""
     hidden: tuple[int, ...] = (32, 16)
     """Widths of the head's own layers."""
-    epochs: float = Field(4.0, gt=0, le=1_000)
+    epochs: float = Field(6.0, gt=0, le=1_000)
     """Times that every bar is learned from."""
     batch_size: int = Field(1_024, ge=16, le=65_536)
     """Bars of one update."""
@@ -72,6 +73,6 @@ class ExitSettings(Section):
 
 
 def _increasing(values: tuple[float, ...]) -> tuple[float, ...]:
-    if any(b <= a for a, b in zip(values, values[1:], strict=False)):
+    if any(b <= a for a, b in pairwise(values)):
         raise ValueError("give each value once, the smallest first")
     return values
