@@ -26,6 +26,8 @@ from training.evaluation.skill import deflated_sharpe, luckiest_sharpe, sharpe, 
 from training.market import Float
 
 BPS = 1e4
+NAIVE = ("flat", "buy_and_hold", "matched_random")
+"""Rivals that know nothing: whoever has skill is better than all of them."""
 SKILL_LEVEL = 0.05
 """A timing p-value above this is no evidence; so is a deflated Sharpe ratio below 1 - this."""
 
@@ -130,9 +132,23 @@ def verdict(differences: Mapping[str, Mapping[str, float]], skill: Mapping[str, 
         lines.append("no Sharpe ratio: the policy's equity does not move")
     elif deflated < 1.0 - SKILL_LEVEL:
         lines.append(f"no evidence beyond luck: deflated Sharpe ratio {deflated:.2f} after {skill['trials']} trials")
-    skilled = len(beats) == len(found) and len(lines) == 1
-    lines.insert(0, "evidence of skill" if skilled else "no evidence of skill")
-    return {"skill": skilled, "better_than": beats, "worse_than": loses, "undecided": open_, "lines": lines}
+    by_luck = timing > SKILL_LEVEL or deflated is None or deflated < 1.0 - SKILL_LEVEL
+    skilled = not by_luck and set(NAIVE) <= set(beats)
+    beyond = skilled and len(beats) == len(found)
+    if beyond:
+        headline = "evidence of skill, beyond every rival's"
+    elif skilled:
+        headline = f"evidence of skill, but not beyond {_names([*open_, *loses])}"
+    else:
+        headline = "no evidence of skill"
+    return {
+        "skill": skilled,
+        "beyond_every_rival": beyond,
+        "better_than": beats,
+        "worse_than": loses,
+        "undecided": open_,
+        "lines": [headline, *lines],
+    }
 
 
 def _names(names: Sequence[str]) -> str:
