@@ -13,7 +13,7 @@ from training.cli import app
 from training.data import load_market
 from training.evaluation.command import evaluate, learner
 from training.evaluation.manifest import content_hash
-from training.evaluation.settings import load_evaluation
+from training.evaluation.settings import EvaluationSettings, load_evaluation
 from training.settings import load_training
 from training.validation import TargetOf
 
@@ -158,3 +158,8 @@ def test_a_folder_that_holds_something_is_left_as_it_is(tmp_path: Path) -> None:
     code, _, stderr = run("evaluate", "--out", str(tmp_path), *SMALL)
     assert (code, "holds something already" in stderr) == (1, True)
     assert [one.name for one in tmp_path.iterdir()] == ["mine"]
+
+
+def test_the_manual_tells_of_every_setting() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert [name for name in EvaluationSettings.model_fields if f"| `evaluation.{name}` |" not in page] == []
