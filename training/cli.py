@@ -154,36 +154,65 @@ def bench(
     ] = None,
     strategies: Annotated[
         list[str] | None,
-        typer.Option("--strategy", help="Strategy, as name or name:param=value,...; repeatable.", show_default="all"),
+        typer.Option(
+            "--strategy",
+            help="Strategy, as name or name:param=value,...; repeatable.",
+            show_default="all; with --train flat and random",
+        ),
     ] = None,
     bundles: Annotated[
         list[Path] | None, typer.Option("--bundle", help="Folder of a model bundle; repeatable.", show_default="none")
     ] = None,
+    recipes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--train",
+            help="Train and score a preset, as preset or preset:setting=value,...; repeatable.",
+            show_default="none",
+        ),
+    ] = None,
+    train_bars: Annotated[
+        list[int] | None,
+        typer.Option(min=2_000, max=10_000_000, help="Bars of a training; repeatable.", show_default="500000"),
+    ] = None,
+    train_seeds: Annotated[
+        int, typer.Option(min=1, max=100, help="Trainings of each preset, each on its own bars.")
+    ] = 5,
+    ceiling: Annotated[bool, typer.Option("--ceiling", help="Add what features read linearly allow.")] = False,  # noqa: FBT002 -- Typer's flag
     bars: Annotated[int, typer.Option(min=100, max=1_000_000, help="Decisions on each path.")] = 20_000,
     seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Paths, each of a seed of its own.")] = 16,
     first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first path.")] = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=256, help="Processes.", show_default="one; with --train one a core"),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="world.param=value; repeatable.", show_default="none")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,  # noqa: FBT002 -- Typer's flag
 ) -> None:
-    """Score strategies and bundles by the fraction of the optimum that they capture in worlds where it is known."""
+    """Score strategies, bundles and presets by the share of the optimum that they capture where it is known."""
     _logs_to_stderr()
     with _one_screen(), _progress("scoring") as on_progress:
-        from training.markets.suite import load_worlds, run_bench  # noqa: PLC0415 -- heavy: paid by this command alone
+        from training.markets.suite import Trainings, load_worlds, run_bench  # noqa: PLC0415 -- heavy: this command's
         from training.markets.tables import print_report, result  # noqa: PLC0415 -- as above
+        from training.markets.workers import cores  # noqa: PLC0415 -- as above
 
         chosen = load_worlds(overrides or ()).chosen(worlds or ())
         span = range(first_seed, first_seed + seeds)
-        done = 0
-
-        def on_row(_name: str, _seed: int) -> None:
-            nonlocal done
-            done += 1
-            on_progress(done, 0)
-
+        trainings = Trainings(recipes or (), train_bars or (500_000,), range(1, train_seeds + 1))
         reports = []
-        for report in run_bench(chosen, strategies or (), bundles or (), bars=bars, seeds=span, on_row=on_row):
+        for report in run_bench(
+            chosen,
+            strategies or (),
+            bundles or (),
+            bars=bars,
+            seeds=span,
+            trainings=trainings,
+            ceiling=ceiling,
+            processes=workers or min(cores(), max(len(trainings), 1)),
+            on_progress=on_progress,
+        ):
             reports.append(report)
             if not as_json:
                 print_report(report, bars=bars, seeds=span)
@@ -295,6 +324,14 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
 
 @app.command("exits")
 def exits(
+    head: Annotated[bool, typer.Option("--head", help="Train the exit heads there, show their choices.")] = False,  # noqa: FBT002 -- Typer's flag
+    trades: Annotated[
+        int, typer.Option(min=500, max=200_000, help="With --head: trades of each world to learn.")
+    ] = 60_000,
+    seed: Annotated[int, typer.Option(min=0, max=1_000_000, help="With --head: of trades and weights.")] = 1,
+    error_bps: Annotated[
+        float, typer.Option(min=0.2, help="With --head: largest standard error of a worth on fresh paths, bp.")
+    ] = 0.5,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="world.param=value; repeatable.", show_default="none")
     ] = None,
@@ -306,7 +343,18 @@ def exits(
         from training.markets.suite import load_exit_worlds  # noqa: PLC0415 -- heavy: paid by this command alone
         from training.markets.tables import exit_result, print_exits  # noqa: PLC0415 -- as above
 
-        tables = [(world, world.table()) for world in load_exit_worlds(overrides or ()).all()]
+        worlds = load_exit_worlds(overrides or ()).all()
+        if head:
+            from training.exits.bench import bench_heads  # noqa: PLC0415 -- torch
+            from training.exits.tables import head_result, print_heads  # noqa: PLC0415 -- as above
+
+            found = list(bench_heads(worlds, episodes=trades, seed=seed, error_bps=error_bps))
+            if as_json:
+                typer.echo(json.dumps([head_result(*one) for one in found], indent=2))
+            else:
+                print_heads(found)
+            return
+        tables = [(world, world.table()) for world in worlds]
         if as_json:
             typer.echo(json.dumps([exit_result(*one) for one in tables], indent=2))
         else:

@@ -200,6 +200,10 @@ class FeatureSpec:
             )
         return spec
 
+    def __reduce__(self) -> tuple[type[FeatureSpec], tuple[tuple[Group, ...], float | None]]:
+        """Go to another process as what was asked for: formulas are built there again."""
+        return FeatureSpec, (self.definitions, self.period_s)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FeatureSpec) and self.hash == other.hash
 

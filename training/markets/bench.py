@@ -6,13 +6,14 @@ J is the mean, over the bars of a path, of the conditional mean of the after-cos
 state (`training.markets.world`); J* is the solver's. Beside it the same fraction from the mean regret, 1 - regret/J*:
 equal in expectation and nearly without the noise of the state's own path (`Optimum.regret`).
 
-Intervals are 95 % percentile bootstraps over seeds, each seed a path of its own.
+Intervals are 95 % percentile bootstraps over seeds, each seed a path of its own. What was trained has two sources of
+chance, its training and the path it is scored on: there both are drawn again, each by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -30,8 +31,6 @@ WORTHLESS = 1e-9
 """An optimum that gains no more, in log equity per bar, is flat: there is no fraction of it."""
 
 Knows = Literal["state", "bars"]
-OnRow = Callable[[str, int], None]
-"""(what was scored, seed)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +83,7 @@ class Row:
         turnover: Sides per bar.
         exposure: Mean absolute position.
         abstained: Share of closes without an answer.
+        trained: How it was trained, and its scores by training seed; empty for all others.
     """
 
     name: str
@@ -95,6 +95,7 @@ class Row:
     turnover: float
     exposure: float
     abstained: float
+    trained: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +115,11 @@ class WorldReport:
     rows: Sequence[Row]
 
 
-def bench_world(
-    world: World,
-    strategies: Mapping[str, Strategy],
-    *,
-    bars: int,
-    seeds: Sequence[int],
-    on_row: OnRow | None = None,
-) -> WorldReport:
+PathScores = Mapping[tuple[str, Knows], PathScore]
+"""All who were scored on one path, by name and what they know."""
+
+
+def bench_world(world: World, strategies: Mapping[str, Strategy], *, bars: int, seeds: Sequence[int]) -> WorldReport:
     """Score the rules that know the state, and strategies that see the bars.
 
     Args:
@@ -129,26 +127,33 @@ def bench_world(
         strategies: By the name of their row.
         bars: Decisions scored on each path.
         seeds: Of the evaluation paths, which share no draw with training paths.
-        on_row: Called after each score.
 
     Raises:
         TrainingError: No bars, no seeds, a world that cannot be solved, or a strategy that cannot decide in it.
     """
     optimum = world.solve()
-    scores: dict[tuple[str, Knows], list[PathScore]] = {}
-    for seed in seeds:
-        path = world.path(LEAD_BARS + bars, seed)
-        driver = Driver(path, LEAD_BARS - 1, world.allowed)
-        state_T = path.state_T[LEAD_BARS - 1 : -1]
-        for name, rule in STATE_RULES.items():
-            decisions = follow(rule(world, optimum, state_T))
-            scores.setdefault((name, "state"), []).append(score(world, optimum, path, decisions))
-        for name, strategy in strategies.items():
-            scores.setdefault((name, "bars"), []).append(score(world, optimum, path, driver.drive(strategy)))
-            if on_row is not None:
-                on_row(name, seed)
-    rows = tuple(_row(name, knows, found, optimum.gain) for (name, knows), found in scores.items())
-    return WorldReport(world.name, world.model_dump(mode="json"), optimum.gain * 1e4, rows)
+    paths = [score_path(world, optimum, strategies, bars=bars, seed=seed) for seed in seeds]
+    return report(world, optimum, [row(key, paths, optimum.gain) for key in paths[0]])
+
+
+def score_path(
+    world: World, optimum: Optimum, strategies: Mapping[str, Strategy], *, bars: int, seed: int
+) -> PathScores:
+    """Score everybody on one path; see `bench_world`."""
+    path = world.path(LEAD_BARS + bars, seed)
+    driver = Driver(path, LEAD_BARS - 1, world.allowed)
+    state_T = path.state_T[LEAD_BARS - 1 : -1]
+    scores: dict[tuple[str, Knows], PathScore] = {}
+    for name, rule in STATE_RULES.items():
+        scores[name, "state"] = score(world, optimum, path, follow(rule(world, optimum, state_T)))
+    for name, strategy in strategies.items():
+        scores[name, "bars"] = score(world, optimum, path, driver.drive(strategy))
+    return scores
+
+
+def report(world: World, optimum: Optimum, rows: Sequence[Row]) -> WorldReport:
+    """Return a world's table."""
+    return WorldReport(world.name, world.model_dump(mode="json"), optimum.gain * 1e4, tuple(rows))
 
 
 def score(world: World, optimum: Optimum, path: Path, decisions: Decisions) -> PathScore:
@@ -168,28 +173,90 @@ def score(world: World, optimum: Optimum, path: Path, decisions: Decisions) -> P
     )
 
 
-def _row(name: str, knows: Knows, scores: Sequence[PathScore], gain: float) -> Row:
-    mean_K = np.array([one.mean for one in scores])
-    regret_K = np.array([one.regret for one in scores])
+def row(key: tuple[str, Knows], paths: Sequence[PathScores], gain: float) -> Row:
+    """Return the row of one policy, over all paths."""
+    name, knows = key
+    return _row(name, knows, [[path[key] for path in paths]], gain)
+
+
+def trained_row(
+    name: str, policies: Sequence[str], paths: Sequence[PathScores], gain: float, how: Mapping[str, Any]
+) -> Row:
+    """Return the row of one recipe.
+
+    Args:
+        name: Of the recipe.
+        policies: Names of its policies, one for each training seed.
+        paths: Scores on every path.
+        gain: The optimum's.
+        how: What is told of the training.
+    """
+    scores_SK = [[path[policy, "bars"] for path in paths] for policy in policies]
+    mean_SK, regret_SK = _columns(scores_SK)
+    by_seed: dict[str, Any] = {"mean_bps": (mean_SK.mean(axis=1) * 1e4).tolist()}
+    if gain > WORTHLESS:
+        by_seed["fraction"] = (mean_SK.mean(axis=1) / gain).tolist()
+        by_seed["fraction_by_regret"] = (1.0 - regret_SK.mean(axis=1) / gain).tolist()
+    return _row(name, "bars", scores_SK, gain, {**how, "by_seed": by_seed})
+
+
+def _row(
+    name: str,
+    knows: Knows,
+    scores_SK: Sequence[Sequence[PathScore]],
+    gain: float,
+    trained: Mapping[str, Any] | None = None,
+) -> Row:
+    mean_SK, regret_SK = _columns(scores_SK)
     has_fraction = gain > WORTHLESS
+    every = [one for scores_K in scores_SK for one in scores_K]
     return Row(
         name=name,
         knows=knows,
-        fraction=estimate(mean_K / gain) if has_fraction else None,
-        fraction_by_regret=estimate(1.0 - regret_K / gain) if has_fraction else None,
-        mean_bps=estimate(mean_K * 1e4),
-        realised_bps=estimate(np.array([one.realised for one in scores]) * 1e4),
-        turnover=float(np.mean([one.turnover for one in scores])),
-        exposure=float(np.mean([one.exposure for one in scores])),
-        abstained=float(np.mean([one.abstained for one in scores])),
+        fraction=estimate(mean_SK / gain) if has_fraction else None,
+        fraction_by_regret=estimate(1.0 - regret_SK / gain) if has_fraction else None,
+        mean_bps=estimate(mean_SK * 1e4),
+        realised_bps=estimate(np.array([[one.realised for one in scores_K] for scores_K in scores_SK]) * 1e4),
+        turnover=float(np.mean([one.turnover for one in every])),
+        exposure=float(np.mean([one.exposure for one in every])),
+        abstained=float(np.mean([one.abstained for one in every])),
+        trained=trained or {},
     )
 
 
-def estimate(value_K: Float) -> Estimate:
-    """Return the mean over seeds and its 95 % percentile bootstrap interval."""
-    if len(value_K) < 2:
-        return Estimate(float(value_K.mean()), None, None)
+def _columns(scores_SK: Sequence[Sequence[PathScore]]) -> tuple[Float, Float]:
+    mean_SK = np.array([[one.mean for one in scores_K] for scores_K in scores_SK])
+    return mean_SK, np.array([[one.regret for one in scores_K] for scores_K in scores_SK])
+
+
+def estimate(value_SK: Float) -> Estimate:
+    """Return the mean and its 95 % percentile bootstrap interval.
+
+    Training seeds and paths are crossed: every policy plays every path. Each resample draws S seeds and K paths, each
+    with replacement and by itself, and takes the mean of all that meet (the pigeonhole bootstrap of Owen 2007, "The
+    pigeonhole bootstrap", Annals of Applied Statistics 1(2), a little wide by design). Where there is one seed, or one
+    path, that source of chance is not in the interval.
+
+    Args:
+        value_SK: Values by training seed and path, (S, K); (K,) for a policy that was not trained here.
+    """
+    value_SK = np.atleast_2d(value_SK)
+    mean = float(value_SK.mean())
+    seeds, paths = value_SK.shape
+    if seeds * paths < 2:
+        return Estimate(mean, None, None)
     rng = np.random.default_rng(0)
-    means = value_K[rng.integers(len(value_K), size=(RESAMPLES, len(value_K)))].mean(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Estimate(float(value_K.mean()), float(low), float(high))
+    if seeds == 1:
+        means_R = value_SK[0][rng.integers(paths, size=(RESAMPLES, paths))].mean(axis=1)
+    else:
+        means_R = ((_weights(rng, seeds) @ value_SK) * _weights(rng, paths)).sum(axis=1)
+    low, high = np.quantile(means_R, (0.025, 0.975))
+    return Estimate(mean, float(low), float(high))
+
+
+def _weights(rng: np.random.Generator, count: int) -> Float:
+    """Return how much each of `count` things weighs in every resample of them, (RESAMPLES, count)."""
+    drawn_RC = rng.integers(count, size=(RESAMPLES, count))
+    weight_RC = np.zeros((RESAMPLES, count))
+    np.add.at(weight_RC, (np.arange(RESAMPLES)[:, None], drawn_RC), 1.0 / count)
+    return weight_RC

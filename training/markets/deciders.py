@@ -15,10 +15,11 @@ import numpy as np
 from brokers.calendar import CONTINUOUS, calendar
 from brokers.series import from_ns
 from strategies.batch import BatchStrategy
-from strategies.features import FeatureError, compute_frame
+from strategies.features import FeatureError
 from strategies.observation import usable_rows
 from strategies.strategy import Abstention, Observations, Opinion, Strategy
 from training.errors import TrainingError
+from training.frames import exact_frame
 from training.markets.solver import Float, Int, Optimum, greedy
 from training.markets.world import PERIOD, Path, World
 
@@ -115,7 +116,7 @@ class Driver:
             )
         if spec.hash not in self._features:
             try:
-                frame_TF = compute_frame(spec, self._path.series, calendar(CONTINUOUS))
+                frame_TF = exact_frame(spec, self._path.series, calendar(CONTINUOUS))
             except FeatureError as error:
                 raise TrainingError(f"{strategy.name} cannot decide in this world: {error}") from error
             if not usable_rows(frame_TF[self._rows]).all():

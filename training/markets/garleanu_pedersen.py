@@ -25,7 +25,7 @@ from pydantic import Field
 from brokers.configuration import Section
 from strategies.strategy import Strategy
 from training.errors import TrainingError
-from training.markets.bench import LEAD_BARS, Knows, OnRow, Row, WorldReport, estimate
+from training.markets.bench import LEAD_BARS, Knows, Row, WorldReport, estimate
 from training.markets.deciders import Driver
 from training.markets.predictor import Predictor
 from training.markets.solver import Float
@@ -144,12 +144,7 @@ class GarleanuPedersen(Section):
 
 
 def bench_garleanu_pedersen(
-    world: GarleanuPedersen,
-    strategies: Mapping[str, Strategy],
-    *,
-    bars: int,
-    seeds: Sequence[int],
-    on_row: OnRow | None = None,
+    world: GarleanuPedersen, strategies: Mapping[str, Strategy], *, bars: int, seeds: Sequence[int]
 ) -> WorldReport:
     """Score linear rules, and strategies at `unit` size; see `bench_world`."""
     best = world.gain(world.rules["optimal"])
@@ -168,8 +163,6 @@ def bench_garleanu_pedersen(
                 np.multiply(world.unit, decisions.held_T, dtype=np.float64),
                 decisions.abstained / bars,
             )
-            if on_row is not None:
-                on_row(name, seed)
         for key, (x_T, abstained) in positions.items():
             means = [world.objective(mean_T, x_T), world.objective(return_T, x_T), np.abs(np.diff(x_T)), np.abs(x_T)]
             rows.setdefault(key, []).append((*(float(one_T.mean()) for one_T in means), abstained))

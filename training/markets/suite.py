@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import yaml
 
@@ -17,17 +19,23 @@ from strategies.bundle import Bundle
 from strategies.policy import BundlePolicy
 from strategies.strategy import Strategy
 from training.errors import TrainingError
-from training.markets.bench import OnRow, WorldReport, bench_world
+from training.markets.bench import PathScores, WorldReport, report, row, score_path, trained_row
+from training.markets.ceiling import LinearReader, linear_ceiling
 from training.markets.exits import ExitWorlds
 from training.markets.garleanu_pedersen import GarleanuPedersen, bench_garleanu_pedersen
 from training.markets.hidden_trend import HiddenTrend
 from training.markets.martingale import Martingale
 from training.markets.mean_reverting import MeanReverting
 from training.markets.predictor import Predictor
+from training.markets.solver import Optimum
+from training.markets.trained import Recipe, TrainingTask, describe, load_policy, read_recipes, run_training
+from training.markets.workers import OnDone, Workers, workers
 from training.markets.world import PERIOD, World
 
 AnyWorld = World | GarleanuPedersen
 Settings = TypeVar("Settings", bound=Section)
+OnProgress = Callable[[int, int], None]
+"""(done, planned)."""
 
 
 class Worlds(Section):
@@ -101,6 +109,48 @@ def _policies(bundles: Iterable[Path], *, shorts: bool) -> Iterator[tuple[str, S
         yield folder.name, BundlePolicy(Bundle.load(folder), shorts=shorts)
 
 
+@dataclass(frozen=True, slots=True)
+class Trainings:
+    """What is trained before it is scored.
+
+    Args:
+        texts: Recipes, as `preset` or `preset:setting=value,...`.
+        bars: Bars of each training path; each recipe is trained on every number of them.
+        seeds: One training for each, of a path and a learner's seed of its own.
+    """
+
+    texts: Sequence[str] = ()
+    bars: Sequence[int] = (500_000,)
+    seeds: Sequence[int] = (1, 2, 3, 4, 5)
+
+    def __len__(self) -> int:
+        """Return the number of trainings in each world."""
+        return len(self.texts) * len(self.bars) * len(self.seeds)
+
+
+@dataclass(frozen=True, slots=True)
+class PathTask:
+    """Everybody on one path, to be scored anywhere."""
+
+    world: World
+    optimum: Optimum
+    names: tuple[str, ...]
+    folders: Mapping[str, Path]
+    ceiling: LinearReader | None
+    bars: int
+    seed: int
+
+
+def score_everybody(task: PathTask) -> PathScores:
+    """Score strategies, bundles and the ceiling on one path; raises as `bench_world` does."""
+    strategies: dict[str, Strategy] = dict(_baselines(task.names, shorts=task.world.shorts))
+    if task.ceiling is not None:
+        strategies[task.ceiling.name] = task.ceiling
+    for name, folder in task.folders.items():
+        strategies[name] = load_policy(folder, shorts=task.world.shorts)
+    return score_path(task.world, task.optimum, strategies, bars=task.bars, seed=task.seed)
+
+
 def run_bench(
     worlds: Sequence[AnyWorld],
     names: Sequence[str],
@@ -108,17 +158,110 @@ def run_bench(
     *,
     bars: int,
     seeds: Sequence[int],
-    on_row: OnRow | None = None,
+    trainings: Trainings | None = None,
+    ceiling: bool = False,
+    processes: int = 1,
+    on_progress: OnProgress | None = None,
 ) -> Iterator[WorldReport]:
-    """Yield one table a world; where nobody is named, every baseline stands in it."""
-    everybody = names or (() if bundles else BASELINES)
-    for world in worlds:
-        if isinstance(world, World):
-            strategies = load_strategies(everybody, bundles, shorts=world.shorts)
-            yield bench_world(world, strategies, bars=bars, seeds=seeds, on_row=on_row)
-        else:
-            strategies = load_strategies(everybody, bundles, shorts=True)
-            yield bench_garleanu_pedersen(world, strategies, bars=bars, seeds=seeds, on_row=on_row)
+    """Yield one table a world; where nobody is named, every baseline stands in it, beside trainings flat and random.
+
+    Args:
+        worlds: Where to play.
+        names: Strategies, as `load_strategies` takes them.
+        bundles: Folders of bundles.
+        bars: Decisions on each path.
+        seeds: Of the evaluation paths.
+        trainings: What is trained first, in every world whose reward is training's.
+        ceiling: Add the row of `training.markets.ceiling`.
+        processes: Of trainings and paths at once; the tables do not depend on it.
+        on_progress: Called with (trainings and paths done, planned).
+
+    Raises:
+        ConfigurationError: A strategy or recipe that does not exist or is named twice.
+        BundleError: A bundle that cannot serve.
+        TrainingError: What cannot be trained, solved or scored, or a process that died.
+    """
+    trained = trainings if trainings is not None else Trainings()
+    everybody = tuple(names) or (() if bundles else ("flat", "random") if trained else tuple(BASELINES))
+    ours = [world for world in worlds if isinstance(world, World)]
+    if trained and not ours:
+        raise ConfigurationError(f"no policy is trained for {worlds[0].name}, whose costs are quadratic: name a world")
+    planned = len(worlds) * len(seeds) + len(ours) * len(trained)
+    done = 0
+
+    def step(count: int = 1) -> None:
+        nonlocal done
+        done += count
+        if on_progress is not None:
+            on_progress(done, planned)
+
+    recipes = {world.name: read_recipes(trained.texts, trained.bars, world) for world in ours}
+    with workers(processes) as crew, TemporaryDirectory(prefix="tandem-bench-") as folder:
+        for world in worlds:
+            if isinstance(world, World):
+                # whoever cannot play is told before anybody trains
+                load_strategies(everybody, bundles, shorts=world.shorts)
+                plan = _Plan(everybody, tuple(bundles), tuple(seeds), bars, ceiling)
+                made = _train(world, recipes[world.name], trained.seeds, Path(folder) / world.name, crew, step)
+                yield _play(world, plan, made, crew, step)
+            else:
+                strategies = load_strategies(everybody, bundles, shorts=True)
+                yield bench_garleanu_pedersen(world, strategies, bars=bars, seeds=seeds)
+                step(len(seeds))
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    names: tuple[str, ...]
+    bundles: tuple[Path, ...]
+    seeds: tuple[int, ...]
+    bars: int
+    ceiling: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A recipe's policies, by name, and how they were made."""
+
+    label: str
+    folders: Mapping[str, Path]
+    how: Mapping[str, Any]
+
+
+def _train(
+    world: World, recipes: Sequence[Recipe], seeds: Sequence[int], folder: Path, crew: Workers, step: OnDone
+) -> tuple[_Made, ...]:
+    """Train every recipe on every seed's path."""
+    tasks = [
+        TrainingTask(world, recipe, seed, folder / f"{number}-{seed}")
+        for number, recipe in enumerate(recipes)
+        for seed in seeds
+    ]
+    # the longest first, so that no process is left alone with one at the end
+    order = sorted(range(len(tasks)), key=lambda place: -tasks[place].recipe.bars)
+    found = crew.map(run_training, [tasks[place] for place in order], step)
+    costs = dict(zip(order, found, strict=True))
+    made = []
+    for number, recipe in enumerate(recipes):
+        places = range(number * len(seeds), (number + 1) * len(seeds))
+        folders = {f"{recipe.label} #{tasks[place].seed}": tasks[place].out for place in places}
+        made.append(_Made(recipe.label, folders, describe(recipe, seeds, [costs[place] for place in places])))
+    return tuple(made)
+
+
+def _play(world: World, plan: _Plan, made: Sequence[_Made], crew: Workers, step: OnDone) -> WorldReport:
+    """Score everybody on every path."""
+    optimum = world.solve()
+    reader = linear_ceiling(world, optimum) if plan.ceiling else None
+    folders = {bundle.name: bundle for bundle in plan.bundles}
+    for one in made:
+        folders |= one.folders
+    tasks = [PathTask(world, optimum, plan.names, folders, reader, plan.bars, seed) for seed in plan.seeds]
+    paths = crew.map(score_everybody, tasks, step)
+    policies = {name for one in made for name in one.folders}
+    rows = [row(key, paths, optimum.gain) for key in paths[0] if key[0] not in policies]
+    rows += [trained_row(one.label, tuple(one.folders), paths, optimum.gain, one.how) for one in made]
+    return report(world, optimum, rows)
 
 
 def training_file(out: Path) -> Path:

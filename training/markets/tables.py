@@ -33,6 +33,7 @@ def print_report(report: WorldReport, *, bars: int, seeds: Sequence[int]) -> Non
         title=f"{report.world}: optimum {report.optimum_bps:.3f} bp per bar after costs; "
         f"{len(seeds)} paths of {bars} bars",
         caption=f"{STATE_MARK} knows the hidden state; "
+        + _how_trained(report)
         + ", ".join(f"{name} {value}" for name, value in report.parameters.items()),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -51,6 +52,12 @@ def print_report(report: WorldReport, *, bars: int, seeds: Sequence[int]) -> Non
             f"{row.exposure:.2f}",
         )
     Console().print(table)
+
+
+def _how_trained(report: WorldReport) -> str:
+    """Return how many trainings stand behind each trained row."""
+    counts = {len(row.trained["seeds"]) for row in report.rows if row.trained}
+    return f"{max(counts)} trainings a row, each on bars of its own; " if counts else ""
 
 
 def _mean(estimate: Estimate | None) -> str:
