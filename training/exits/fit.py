@@ -378,15 +378,10 @@ def _calibrate(face: QuantileExits, raw_R2Q: Float32, reach_R2: Float32) -> dict
 
 def conformal_factors(reach_R2: Float32, quantile_R2Q: Float32, shares: tuple[float, ...]) -> Float:
     """Return (2, Q): the smallest factors with which quantiles cover their shares of R rows and one more."""
-    ratio_R2Q = reach_R2[:, :, None] / np.maximum(quantile_R2Q, 1e-6)
+    ratio_R2Q = np.sort(reach_R2[:, :, None] / np.maximum(quantile_R2Q, 1e-6), axis=0)
     count = len(ratio_R2Q)
-    return np.stack(
-        [
-            np.quantile(ratio_R2Q[:, :, q], min(1.0, math.ceil((count + 1) * share) / count), axis=0, method="higher")
-            for q, share in enumerate(shares)
-        ],
-        axis=1,
-    )
+    rank_Q = [min(math.ceil((count + 1) * share), count) for share in shares]
+    return np.stack([ratio_R2Q[rank - 1, :, q] for q, rank in enumerate(rank_Q)], axis=1)
 
 
 def _spread(face: SigmoidExits, z_RF: torch.Tensor, reach_R2: Float32) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Prices:
     Args:
         open_T: Quote currency; `high_T`, `low_T`, `close_T` likewise.
         dividend_T: Cash paid so far for each unit held since the first bar, ex at the bar's open.
-        taking_T: Cost of a side that takes liquidity, decided at the bar's close, fraction of notional.
+        taking_T: Cost of a side that takes liquidity at the next open, fraction of notional.
         making: Cost of a side that does not, fraction of notional.
     """
 
@@ -210,7 +210,7 @@ def _label(
         reach_2R[0, r] = math.log(max(top, base) / base)
         reach_2R[1, r] = math.log(base / min(bottom, base))
         paid, before = open_T[entry], dividend_T[entry]
-        takes = 2.0 * math.log1p(-taking_T[row_R[r]])
+        takes = 2.0 * math.log1p(-taking_T[entry - 1])
         makes = 0.5 * takes + math.log1p(-making)
         for side in range(2):
             sign = 1.0 - 2.0 * side

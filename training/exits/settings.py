@@ -46,14 +46,14 @@ class ExitSettings(Section):
     @field_validator("levels")
     @classmethod
     def _levels(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if not 1 <= len(values) <= LEVELS_MAX or not 0.0 < values[0] <= values[-1] <= LEVEL_MAX:
+        if not 1 <= len(values) <= LEVELS_MAX or not all(0.0 < one <= LEVEL_MAX for one in values):
             raise ValueError(f"give 1 to {LEVELS_MAX} levels above 0 and at most {LEVEL_MAX:g}, such as [2, 4, 8]")
         return _increasing(values)
 
     @field_validator("quantiles")
     @classmethod
     def _quantiles(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        if not values or not 0.0 < values[0] <= values[-1] < 1.0:
+        if not values or not all(0.0 < one < 1.0 for one in values):
             raise ValueError("give shares above 0 and below 1, such as [0.25, 0.5, 0.75]")
         return _increasing(values)
 
