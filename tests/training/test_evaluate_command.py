@@ -163,3 +163,17 @@ def test_a_folder_that_holds_something_is_left_as_it_is(tmp_path: Path) -> None:
 def test_the_manual_tells_of_every_setting() -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
     assert [name for name in EvaluationSettings.model_fields if f"| `evaluation.{name}` |" not in page] == []
+
+
+@pytest.mark.slow
+def test_the_planted_edge_of_the_synthetic_market_is_found_and_its_absence_as_well(tmp_path: Path) -> None:
+    skilled = {}
+    for edge in ("true", "false"):
+        code, stdout, stderr = run(
+            "evaluate", "--out", str(tmp_path / edge), "--folds", "2", "--seeds", "2", "--json",
+            "--set", "exchange.synthetic.bars=60000", "--set", f"exchange.synthetic.edge={edge}",
+            "--set", "exchange.synthetic.seed=4711",
+        )  # fmt: skip
+        assert code == 0, stderr
+        skilled[edge] = json.loads(stdout)["verdict"]["skill"]
+    assert skilled == {"true": True, "false": False}
