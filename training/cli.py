@@ -362,6 +362,37 @@ def exits(
                 print_exits(*one)
 
 
+@app.command("doctor")
+def doctor(
+    run: Annotated[Path, typer.Argument(help="Folder of a training, running or not.", metavar="RUN")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,  # noqa: FBT002 -- Typer's flag
+) -> None:
+    """Tell what goes wrong in a training, its likely causes by the evidence, and what to change."""
+    _logs_to_stderr()
+    with _one_screen():
+        from training.dqn.doctor import as_result, as_text, diagnose, is_bad  # noqa: PLC0415 -- heavy
+
+        findings = diagnose(run)
+        typer.echo(json.dumps(as_result(run, findings), indent=2) if as_json else as_text(run, findings))
+    if is_bad(findings):
+        raise typer.Exit(_FAILED)
+
+
+@app.command("report")
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a training, running or not.", metavar="RUN")],
+    out: Annotated[Path | None, typer.Option(help="HTML file to write.", show_default="RUN/report.html")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,  # noqa: FBT002 -- Typer's flag
+) -> None:
+    """Write a training as one HTML page that loads nothing: findings, curves with their numbers, settings."""
+    _logs_to_stderr()
+    with _one_screen():
+        from training.dqn.run_report import write_report  # noqa: PLC0415 -- heavy
+
+        path = write_report(run, out)
+        typer.echo(json.dumps({"report": str(path)}) if as_json else f"report in {path}")
+
+
 def _time(option: str, text: str | None) -> Any:
     """Read an ISO date or time; a plain one is UTC."""
     from datetime import UTC, datetime  # noqa: PLC0415 -- beside its only use

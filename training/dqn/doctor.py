@@ -54,7 +54,7 @@ class Doctor:
         self._told = {one.name for one in see(Course(self._records, facts))} if self._records else set()
 
     def observe(self, record: Record) -> list[Finding]:
-        """Return what this evaluation shows for the first time. Takes about a millisecond.
+        """Return what this evaluation shows for the first time. Takes a few milliseconds.
 
         Args:
             record: As `history.validated` returns it.
@@ -89,3 +89,20 @@ def diagnose(run_dir: Path) -> list[Finding]:
         TrainingError: It has no history, or a damaged one.
     """
     return judge(read_history(run_dir), read_run_facts(run_dir))
+
+
+def is_bad(findings: list[Finding]) -> bool:
+    """Return whether the training's result is worthless."""
+    return any(finding.symptom.severity == "error" for finding in findings)
+
+
+def as_text(run_dir: Path, findings: list[Finding]) -> str:
+    """Return findings for a terminal."""
+    if not findings:
+        return f"{run_dir}: nothing found"
+    return "\n\n".join("\n".join(finding.lines()) for finding in findings)
+
+
+def as_result(run_dir: Path, findings: list[Finding]) -> dict[str, Any]:
+    """Return findings for programs."""
+    return {"run": str(run_dir), "bad": is_bad(findings), "findings": [finding.to_json() for finding in findings]}
