@@ -67,7 +67,7 @@ def inputs(table: MarketTable, rows: NDArray[np.int64], *, clip: float = 2.0) ->
 
 def targets(mlp: CompiledMlp, table: MarketTable, rows: NDArray[np.int64]) -> torch.Tensor:
     """The definition, position by position, with the growths and costs recovered from the reward table."""
-    online, frozen = network(mlp.weights()), network(mlp.weights(target=True))
+    online, frozen = network(mlp.weights(of="online")), network(mlp.weights(of="target"))
     reward, wanted = table.reward_TPN, mlp.targets
     with torch.no_grad():
         later_online = online(inputs(table, rows + 1)).double().numpy()
@@ -100,7 +100,7 @@ def test_the_gradient_is_autograds(*, shorts: bool, huber_delta: float) -> None:
     rng = np.random.default_rng(0)
     for _ in range(5):
         rows = rng.choice(mlp.rows, BARS)
-        online = network(mlp.weights())
+        online = network(mlp.weights(of="online"))
         errors = targets(mlp, table, rows).float()
         if huber_delta < 1.0:
             assert (online(inputs(table, rows)) - errors).abs().max() > huber_delta
@@ -114,35 +114,44 @@ def test_the_gradient_is_autograds(*, shorts: bool, huber_delta: float) -> None:
             np.testing.assert_allclose(gradient[name], parameter.grad.numpy(), rtol=1e-5, atol=1e-5 * largest)
 
 
-def test_updates_are_torchs_adamw_with_a_clipped_norm_and_a_soft_target() -> None:
+def test_updates_are_torchs_adamw_with_a_clipped_norm_a_soft_target_and_a_running_mean() -> None:
     table = market()
-    mlp = member(table, grad_clip=0.1)
-    online, frozen = network(mlp.weights()), network(mlp.weights(target=True))
+    mlp = member(table, grad_clip=0.1, input_l1=0.02, weight_average=0.3)
+    mean = network(mlp.weights())
+    online, frozen = network(mlp.weights(of="online")), network(mlp.weights(of="target"))
     optimiser = torch.optim.AdamW(online.parameters(), lr=1.0, weight_decay=0.1)
     clipped = []
-    for rate in (3e-3, 1e-3, 2e-3, 5e-4):
-        before = mlp.weights()
-        frozen_before = mlp.weights(target=True)
+    for number, rate in enumerate((3e-3, 1e-3, 2e-3, 5e-4)):
+        before = mlp.weights(of="online")
+        frozen_before = mlp.weights(of="target")
         done = mlp.run(1, rate)
         rows = mlp._row_B.copy()
         probe = member(table)  # the networks as they were, to ask for the definition's targets
-        probe.restore(probe.state() | {"weight": before, "target": frozen_before})
+        probe.restore(probe.state() | {"online": before, "target": frozen_before})
         loss = torch.nn.functional.huber_loss(
             online(inputs(table, rows)), targets(probe, table, rows).float(), delta=1.0
         )
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's
         norm = torch.nn.utils.clip_grad_norm_(online.parameters(), 0.1)
+        first = next(online.parameters())
+        assert first.grad is not None
+        first.grad += 0.02 * first.detach().sign()
         optimiser.param_groups[0]["lr"] = rate
         optimiser.step()
         with torch.no_grad():
-            for old, new in zip(frozen.parameters(), online.parameters(), strict=True):
-                old.lerp_(new, 0.05)
+            for slow, share in ((frozen, 0.05), (mean, max(0.3, 1.0 / (number + 1)))):
+                for old, new in zip(slow.parameters(), online.parameters(), strict=True):
+                    old.lerp_(new, share)
         assert done.loss == pytest.approx(loss.item(), rel=1e-5)
         assert done.grad_norm == pytest.approx(norm.item(), rel=1e-5)
         assert done.grad_clipped == float(norm.item() > 0.1)
         clipped.append(done.grad_clipped)
-        for ours, theirs in ((mlp.weights(), online), (mlp.weights(target=True), frozen)):
+        for ours, theirs in (
+            (mlp.weights(of="online"), online),
+            (mlp.weights(of="target"), frozen),
+            (mlp.weights(), mean),
+        ):
             for name, parameter in theirs.named_parameters():
                 np.testing.assert_allclose(ours[name], parameter.detach().numpy(), rtol=2e-5, atol=2e-6)
     assert 1.0 in clipped
@@ -154,9 +163,9 @@ def test_values_are_the_networks_outputs_for_any_number_of_rows() -> None:
     mlp.run(30, 3e-3)
     for count in (1, 5, 26, 101):
         rows = table.start_rows[-count:]
-        for target in (False, True):
-            wanted = network(mlp.weights(target=target))(inputs(table, rows)).detach().numpy()
-            np.testing.assert_allclose(mlp.values(rows, target=target), wanted, rtol=1e-5, atol=1e-5)
+        for by in ("online", "target", "mean"):
+            wanted = network(mlp.weights(of=by))(inputs(table, rows)).detach().numpy()
+            np.testing.assert_allclose(mlp.values(rows, by=by), wanted, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(mlp.values_of(table.observations_TG.copy(), rows), mlp.values(rows))
 
 
@@ -174,9 +183,9 @@ def test_dead_units_and_the_gap_to_the_target_network_are_told() -> None:
     assert before.target_gap == 0.0
     mlp.run(20, 1e-2)
     after = mlp.inspect(mlp.rows)
-    apart = mlp.values(mlp.rows) - mlp.values(mlp.rows, target=True)
+    apart = mlp.values(mlp.rows, by="online") - mlp.values(mlp.rows, by="target")
     assert after.target_gap == pytest.approx(float(np.sqrt((apart**2).mean())), rel=1e-5)
-    assert after.q_abs_max == float(np.abs(mlp.values(mlp.rows)).max())
+    assert after.q_abs_max == float(np.abs(mlp.values(mlp.rows, by="online")).max())
 
 
 def same(one: Any, other: Any) -> bool:
@@ -232,7 +241,7 @@ def test_members_in_threads_are_the_members_alone() -> None:
 def test_padding_holds_nothing_after_many_updates() -> None:
     mlp = member(market())
     mlp.run(200, 1e-2)
-    for flat in (mlp._weight_P, mlp._target_P, mlp._first_P, mlp._second_P):
+    for flat in (mlp._online_P, mlp._target_P, mlp._mean_P, mlp._first_P, mlp._second_P):
         kept = flat.copy()
         for view in mlp._views(kept).values():
             view[...] = 0.0

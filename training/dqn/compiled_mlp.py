@@ -22,7 +22,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,11 @@ from training.market import Float, Float32, Int, MarketTable
 
 TD_KEPT = 4_096
 """TD errors of a call's last bars, from which quantiles are told."""
+
+By = Literal["online", "target", "mean"]
+"""Which weights: those that learn, the slow ones that teach, or their running mean, which is what should be used."""
+
+_STATE: tuple[str, ...] = ("online", "target", "mean", "first", "second")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,8 @@ class CompiledMlp:
         huber_delta: TD error (reward unit) from which on the loss is linear.
         tau: Share of the way that the target network moves in each update; 1 is a copy.
         weight_decay: Decoupled, per unit of learning rate.
+        input_l1: Pull of the first layer's weights to zero, added to the clipped gradient.
+        weight_average: Rate of the running mean of the weights (at first a plain mean); 0: the mean is the last ones.
         grad_clip: Largest norm of a gradient.
         batch_bars: Bars of one update.
         seed: Of weights and draws.
@@ -111,6 +118,8 @@ class CompiledMlp:
         huber_delta: float = 1.0,
         tau: float = 0.005,
         weight_decay: float = 0.0,
+        input_l1: float = 0.0,
+        weight_average: float = 0.0,
         grad_clip: float = 0.5,
         batch_bars: int = 64,
         seed: int = 0,
@@ -123,9 +132,15 @@ class CompiledMlp:
         for name, value in positive.items():
             if not value > 0.0:
                 raise TrainingError(f"{name} is {value}: give a positive number")
-        for name, value, low, high in (("gamma", gamma, 0.0, 1.0), ("weight_decay", weight_decay, 0.0, math.inf)):
-            if not low <= value < high:
-                raise TrainingError(f"{name} is {value}: give at least {low:g} and less than {high:g}")
+        below = {
+            "gamma": (gamma, 1.0),
+            "weight_decay": (weight_decay, math.inf),
+            "input_l1": (input_l1, math.inf),
+            "weight_average": (weight_average, 1.0),
+        }
+        for name, (value, high) in below.items():
+            if not 0.0 <= value < high:
+                raise TrainingError(f"{name} is {value}: give at least 0 and less than {high:g}")
         if not 0.0 < tau <= 1.0:
             raise TrainingError(f"tau is {tau}: give more than 0 (never moves) and at most 1 (a copy)")
         if batch_bars < 1 or not self.hidden or min(self.hidden) < 1:
@@ -142,11 +157,13 @@ class CompiledMlp:
         self._features = features
         self._mean_F = np.ascontiguousarray(mean_F, dtype=np.float32)
         self._inverse_F = np.ascontiguousarray(1.0 / np.asarray(deviation_F, dtype=np.float64), dtype=np.float32)
-        self._number_K = np.array([gamma, scale, huber_delta, tau, weight_decay, grad_clip, input_clip])
+        self._number_K = np.array(
+            [gamma, scale, huber_delta, tau, weight_decay, grad_clip, input_clip, input_l1, weight_average]
+        )
         self._cost_NN = np.ascontiguousarray(cost_PN * scale, dtype=np.float32)
         self._layout_DK, size = _layout((features, *self.hidden, n), batch_bars)
-        self._weight_P, self._target_P, self._first_P, self._second_P, self._gradient_P = np.zeros(
-            (5, size), dtype=np.float32
+        self._online_P, self._target_P, self._mean_P, self._first_P, self._second_P, self._gradient_P = np.zeros(
+            (6, size), dtype=np.float32
         )
         self._step_1: Int = np.zeros(1, dtype=np.int64)
         self._generator_1 = generator("compiled_mlp", seed)
@@ -179,7 +196,8 @@ class CompiledMlp:
         kept_td_S = np.empty(TD_KEPT, dtype=np.float32)
         arguments = (
             self.rows, rate_U, self._generator_1, self._step_1, sum_K, kept_td_S, *self._batch_arguments,
-            self._first_P, self._second_P, *self._scratch, self._row_B, self._y_BN, self._td_BN, self._lane_L,
+            self._mean_P, self._first_P, self._second_P, *self._scratch, self._row_B, self._y_BN,
+            self._td_BN, self._lane_L,
         )  # fmt: skip
         written = kernels.train(*arguments)
         if written == kernels.DIVERGED:
@@ -190,22 +208,22 @@ class CompiledMlp:
         loss, norm, clipped = (sum_K / updates).tolist()
         return Updates(updates, loss, norm, clipped, kept_td_S[: min(written, TD_KEPT)].copy())
 
-    def values(self, rows: Int, *, target: bool = False) -> Float32:
-        """Return G of rows in the learner's unit, (R, N), by the online or the target network."""
-        return self._evaluate(self._table.observations_TG, rows, target=target)[0]
+    def values(self, rows: Int, *, by: By = "mean") -> Float32:
+        """Return G of rows in the learner's unit, (R, N)."""
+        return self._evaluate(self._table.observations_TG, rows, by)[0]
 
-    def values_of(self, observations_TG: Float32, rows: Int) -> Float32:
+    def values_of(self, observations_TG: Float32, rows: Int, *, by: By = "mean") -> Float32:
         """Return G of rows of another table's observations with the same columns, (R, N).
 
         Raises:
             TrainingError: Other columns, or rows that are not there.
         """
-        return self._evaluate(observations_TG, rows, target=False)[0]
+        return self._evaluate(observations_TG, rows, by)[0]
 
     def inspect(self, rows: Int) -> Inspection:
         """Return what the doctor asks of the networks, on rows."""
-        target_RN, _ = self._evaluate(self._table.observations_TG, rows, target=True)
-        online_RN, active_H = self._evaluate(self._table.observations_TG, rows, target=False)
+        target_RN, _ = self._evaluate(self._table.observations_TG, rows, "target")
+        online_RN, active_H = self._evaluate(self._table.observations_TG, rows, "online")
         return Inspection(
             q_abs_max=float(np.abs(online_RN).max()),
             target_gap=float(np.sqrt(np.square(online_RN - target_RN, dtype=np.float64).mean())),
@@ -224,9 +242,9 @@ class CompiledMlp:
         loss = kernels.compute_gradient(*arguments)
         return float(loss), self._named(self._gradient_P)
 
-    def weights(self, *, target: bool = False) -> dict[str, Float32]:
+    def weights(self, *, of: By = "mean") -> dict[str, Float32]:
         """Return the weights as `torch.nn.Sequential(Linear, ReLU, ..., Linear)` names and shapes them."""
-        return self._named(self._target_P if target else self._weight_P)
+        return self._named(self._flat(of))
 
     def load(self, weights: Mapping[str, NDArray[np.floating]]) -> None:
         """Start anew from these weights: both networks are set to them, the optimiser forgets.
@@ -234,17 +252,17 @@ class CompiledMlp:
         Raises:
             TrainingError: Other names or shapes.
         """
-        self._unnamed(weights, self._weight_P)
-        self._target_P[:] = self._weight_P
+        self._unnamed(weights, self._online_P)
+        self._target_P[:] = self._online_P
+        self._mean_P[:] = self._online_P
         self._first_P[:] = 0.0
         self._second_P[:] = 0.0
         self._step_1[:] = 0
 
     def state(self) -> dict[str, Any]:
         """Return everything that later updates depend on, as arrays of its own: nothing of this processor's layout."""
-        parts = ("weight", "target", "first", "second")
         return {
-            **{part: self._named(getattr(self, f"_{part}_P")) for part in parts},
+            **{part: self._named(getattr(self, f"_{part}_P")) for part in _STATE},
             "step": self._step_1.copy(),
             "generator": self._generator_1.copy(),
         }
@@ -255,12 +273,12 @@ class CompiledMlp:
         Raises:
             TrainingError: The state of another network.
         """
-        for part in ("weight", "target", "first", "second"):
+        for part in _STATE:
             self._unnamed(state[part], getattr(self, f"_{part}_P"))
         self._step_1[:] = state["step"]
         self._generator_1[:] = state["generator"]
 
-    def _evaluate(self, observations_TG: Float32, rows: Int, *, target: bool) -> tuple[Float32, NDArray[np.bool_]]:
+    def _evaluate(self, observations_TG: Float32, rows: Int, by: By) -> tuple[Float32, NDArray[np.bool_]]:
         """Return (R, N) values of rows, and which hidden units are more than zero on any of them."""
         if observations_TG.dtype != np.float32 or observations_TG.shape[1:] != (self._features + 1,):
             raise TrainingError(
@@ -274,7 +292,7 @@ class CompiledMlp:
         kernels.evaluate(
             np.ascontiguousarray(rows, dtype=np.int64), self._features, np.ascontiguousarray(observations_TG),
             self._mean_F, self._inverse_F, self._number_K, self._layout_DK,
-            self._target_P if target else self._weight_P, self._work, self._room, value_RN, active_H,
+            self._flat(by), self._work, self._room, value_RN, active_H,
         )  # fmt: skip
         return value_RN, active_H
 
@@ -282,7 +300,7 @@ class CompiledMlp:
     def _batch_arguments(self) -> tuple[Any, ...]:
         return (
             self._features, self._table.observations_TG, self._table.reward_TPN, self._mean_F, self._inverse_F,
-            self._number_K, self._cost_NN, self._layout_DK, self._weight_P, self._target_P,
+            self._number_K, self._cost_NN, self._layout_DK, self._online_P, self._target_P,
         )  # fmt: skip
 
     @property
@@ -302,6 +320,10 @@ class CompiledMlp:
         self._row_B: Int = np.zeros(batch_bars, dtype=np.int64)
         self._y_BN, self._td_BN = np.zeros((2, batch_bars, n), dtype=np.float32)
         self._lane_L = np.zeros(64, dtype=np.float32)
+
+    def _flat(self, name: By) -> Float32:
+        flat_P: Float32 = getattr(self, f"_{name}_P")
+        return flat_P
 
     def _views(self, flat_P: Float32) -> dict[str, Float32]:
         """Return the parts of a flat vector that are no padding, as torch names and shapes them."""

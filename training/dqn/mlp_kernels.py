@@ -20,7 +20,7 @@ from training.machine_code import machine_code, next_below
 
 TERMS, IN, OUT_TERMS, OUT, WEIGHT, BIAS, PLACE = range(7)
 """Columns of the layout: inputs, padded inputs, outputs, padded outputs, and where weights, biases and outputs lie."""
-GAMMA, SCALE, HUBER, TAU, DECAY, CLIP, INPUT_CLIP = range(7)
+GAMMA, SCALE, HUBER, TAU, DECAY, CLIP, INPUT_CLIP, INPUT_L1, AVERAGE = range(9)
 """Numbers of the learner, float64."""
 LOSS, NORM, CLIPPED = range(3)
 """Sums over the updates of a call."""
@@ -209,19 +209,31 @@ def _norm(gradient_P: Any, lane_L: Any) -> float:
 
 @machine_code
 def apply_gradient(
-    gradient_P: Any, norm: float, step: int, rate: float, number_K: Any,
-    weight_P: Any, target_P: Any, first_P: Any, second_P: Any,
+    gradient_P: Any, norm: float, step: int, rate: float, number_K: Any, first_layer: int,
+    weight_P: Any, target_P: Any, mean_P: Any, first_P: Any, second_P: Any,
 ) -> None:  # fmt: skip
-    """Take one AdamW step with a clipped gradient (Loshchilov & Hutter 2019), then move the target network."""
+    """Take one AdamW step with a clipped gradient (Loshchilov & Hutter 2019), then move target network and mean.
+
+    The weights of the first layer, `first_layer` of them, are pulled to zero by a constant besides.
+    """
     shrink = np.float32(min(1.0, number_K[CLIP] / (norm + 1e-6)))
+    pull = np.float32(number_K[INPUT_L1])
+    for p in range(gradient_P.shape[0]):
+        gradient_P[p] *= shrink
+    if pull > _ZERO:
+        for p in range(first_layer):
+            weight = weight_P[p]
+            gradient_P[p] += pull if weight > _ZERO else (-pull if weight < _ZERO else _ZERO)
     keep = np.float32(1.0 - rate * number_K[DECAY])
     length = np.float32(rate / (1.0 - BETA_1**step))
     root = np.float32(1.0 / math.sqrt(1.0 - BETA_2**step))
     tau, epsilon = np.float32(number_K[TAU]), np.float32(EPSILON)
+    # the first updates are a plain mean, so that the start is soon forgotten
+    share = np.float32(max(number_K[AVERAGE], 1.0 / step) if number_K[AVERAGE] > 0.0 else 1.0)
     beta_1, rest_1 = np.float32(BETA_1), np.float32(1.0 - BETA_1)
     beta_2, rest_2 = np.float32(BETA_2), np.float32(1.0 - BETA_2)
     for p in range(gradient_P.shape[0]):
-        g = gradient_P[p] * shrink
+        g = gradient_P[p]
         first = beta_1 * first_P[p] + rest_1 * g
         second = beta_2 * second_P[p] + rest_2 * (g * g)
         weight = weight_P[p] * keep - length * first / (np.sqrt(second) * root + epsilon)
@@ -229,13 +241,15 @@ def apply_gradient(
         second_P[p] = second
         weight_P[p] = weight
         target_P[p] += tau * (weight - target_P[p])
+    for p in range(gradient_P.shape[0]):
+        mean_P[p] += share * (weight_P[p] - mean_P[p])
 
 
 @machine_code
 def train(
     row_R: Any, rate_U: Any, generator_1: Any, step_1: Any, sum_K: Any, kept_td_S: Any,
     features: int, observation_TG: Any, reward_TPN: Any, mean_F: Any, inverse_F: Any, number_K: Any,
-    cost_NN: Any, layout_DK: Any, weight_P: Any, target_P: Any, first_P: Any, second_P: Any,
+    cost_NN: Any, layout_DK: Any, weight_P: Any, target_P: Any, mean_P: Any, first_P: Any, second_P: Any,
     work: Any, target_work: Any, delta: Any, gradient_P: Any, flipped: Any, zero_Z: Any,
     row_B: Any, y_BN: Any, td_BN: Any, lane_L: Any,
 ) -> int:  # fmt: skip
@@ -253,7 +267,10 @@ def train(
         if not math.isfinite(norm):
             return DIVERGED
         step_1[0] += 1
-        apply_gradient(gradient_P, norm, step_1[0], rate_U[u], number_K, weight_P, target_P, first_P, second_P)
+        apply_gradient(
+            gradient_P, norm, step_1[0], rate_U[u], number_K, layout_DK[0, BIAS],
+            weight_P, target_P, mean_P, first_P, second_P,
+        )  # fmt: skip
         sum_K[LOSS] += loss
         sum_K[NORM] += norm
         sum_K[CLIPPED] += norm > number_K[CLIP]
