@@ -182,8 +182,10 @@ class _Texts:
             self._parts.append(part)
 
     def series(self) -> pl.Series:
-        order = np.argsort(np.concatenate(self._rows), kind="stable")
-        return pl.concat(self._parts).gather(order)
+        rows = np.concatenate(self._rows)
+        places = np.empty(len(rows), dtype=np.int64)
+        places[rows] = np.arange(len(rows))  # every row has one part
+        return pl.concat(self._parts).gather(places)
 
 
 class _DecisionColumns:
@@ -203,6 +205,7 @@ class _DecisionColumns:
         self.start_ns = np.zeros(rows, dtype=np.int64)
         self.actions, self.reasons, self.outcomes = _Words(_ACTIONS), _Words([]), _Words([])
         self.votes = _Texts()
+        self._not_warm = np.full(len(told.seen.spec.names), np.nan)
         self.is_decided_T = np.zeros(self.closes, dtype=np.bool_)
         self.is_decided_T[[one.close for one in told.path.decided]] = True
 
@@ -288,7 +291,7 @@ class _DecisionColumns:
             from_ns(self.seen.closes_ns[close]),
             newest=one.series.bar(last) if last >= 0 else None,
             came=bool(one.bar_T[close] >= 0),
-            features_F=one.features_NF[last] if is_warm else np.full(len(spec.names), np.nan),
+            features_F=one.features_NF[last] if is_warm else self._not_warm,
             bars_seen=int(one.seen_T[close]),
             memory_bars=spec.memory_bars,
             stale_after=self.told.settings.risk.stale_bars_max * self.told.settings.bar_period,

@@ -81,15 +81,15 @@ class BarSeries:
     def bar(self, index: int) -> Bar:
         """Return one bar as a domain object."""
         return Bar(
-            symbol=self.symbol,
-            start=from_ns(self.start_ns.item(index)),
-            close_time=from_ns(self.close_ns.item(index)),
-            open=self.open.item(index),
-            high=self.high.item(index),
-            low=self.low.item(index),
-            close=self.close.item(index),
-            volume=self.volume.item(index),
-            adj_factor=self.adj_factor.item(index),
+            self.symbol,
+            from_ns(self.start_ns.item(index)),
+            from_ns(self.close_ns.item(index)),
+            self.open.item(index),
+            self.high.item(index),
+            self.low.item(index),
+            self.close.item(index),
+            self.volume.item(index),
+            self.adj_factor.item(index),
             signals={name: column.item(index) for name, column in self.signals.items()} if self.signals else {},
         )
 

@@ -127,7 +127,8 @@ def iso(at: datetime) -> str:
     """
     if at.tzinfo is None:
         raise ValueError(f"naive time {at.isoformat()} in the ledger: give it a time zone")
-    return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    utc = at if at.tzinfo is UTC else at.astimezone(UTC)
+    return utc.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 metadata = MetaData()

@@ -52,9 +52,8 @@ _LEG_SUFFIXES = ("stop", "tp")
 """Client ids of bracket legs are the entry's, a dot, and one of these."""
 
 
-_UUID_KEPT = ~((0xC000 << 48) | (0xF000 << 64))
-_UUID_4 = (0x8000 << 48) | (4 << 76)
-"""Variant and version bits of a UUID 4 (RFC 9562)."""
+_UUID_4 = {digit: "89ab"[int(digit, 16) % 4] for digit in "0123456789abcdef"}
+"""What a hexadecimal digit becomes that holds the variant of a UUID 4 (RFC 9562)."""
 
 
 def _leg_ids(request: OrderRequest) -> list[str]:
@@ -123,6 +122,7 @@ class MatchingEngine:
         self._identity = self._describe() if books.keeps else {}
         self._failure: BooksError | None = None
         self._now = (0, from_ns(0))
+        self._last_worth: money.Worth | None = None
         self._state = self._load()
 
     # --- time -------------------------------------------------------------------------------------------------
@@ -337,14 +337,8 @@ class MatchingEngine:
     def account(self) -> Account:
         """Return equity at the last completed closes (in units after a split that has opened), cash, buying power."""
         state = self._usable()
-        marks = money.marks(state, self._market)
-        equity = state.account.equity(marks)
-        return Account(
-            equity=equity,
-            cash=state.account.cash,
-            buying_power=money.buying_power(state, marks, equity, self.settings.leverage),
-            as_of=from_ns(state.now_ns),
-        )
+        worth = self._worth(state)
+        return Account(worth.equity, state.account.cash, worth.buying_power, self.now)
 
     def account_book(self) -> AccountBook:
         """Return the account's book; to be read, not changed."""
@@ -353,8 +347,10 @@ class MatchingEngine:
     def positions(self) -> dict[str, Position]:
         """Return open positions by symbol."""
         state = self._usable()
-        marks = money.marks(state, self._market)
         found: dict[str, Position] = {}
+        if not state.account.holdings:
+            return found
+        marks = self._worth(state).marks
         for symbol, holding in sorted(state.account.holdings.items()):
             free = money.available_qty(state, symbol)
             found[symbol] = Position(
@@ -407,6 +403,7 @@ class MatchingEngine:
     def _load(self) -> State:
         saved = self._books.open(self._identity)
         self._market.forget()
+        self._last_worth = None
         account = AccountBook(cash=self.settings.initial_cash)
         if saved is not None:
             return State.restore(saved, account)
@@ -467,7 +464,12 @@ class MatchingEngine:
         )
 
     def _standing(self, state: State, symbol: str) -> rules.Standing:
-        return money.standing(state, self._market, symbol, self.settings.leverage)
+        price = self._market.last_price(symbol, state.now_ns)
+        return money.standing(state, price, symbol, self._worth(state).buying_power)
+
+    def _worth(self, state: State) -> money.Worth:
+        found = self._last_worth = money.worth(state, self._market, self.settings.leverage, self._last_worth)
+        return found
 
     def _new_order(self, state: State, request: OrderRequest) -> BookOrder:
         expires_ns = None
@@ -526,9 +528,8 @@ class MatchingEngine:
     def _venue_id(self, client_id: str) -> str:
         digest = hashlib.blake2b(f"{self.settings.seed}|{client_id}".encode(), digest_size=16).digest()
         # str(uuid.UUID(bytes=digest, version=4)), which takes longer than everything else of an order
-        number = int.from_bytes(digest) & _UUID_KEPT | _UUID_4
-        text = f"{number:032x}"
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        text = digest.hex()
+        return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{_UUID_4[text[16]]}{text[17:20]}-{text[20:]}"
 
     def _snapshot(self, state: State, order: BookOrder) -> Order:
         if not order.leg_ids:

@@ -165,7 +165,9 @@ class Timeline:
         # closes of every symbol, then opens: sorted by time alone, and stably, events of one instant keep that order;
         # the columns are sorted themselves, so that the sort merges them
         time_N = np.concatenate([series.close_ns for series in every] + opens_ns)
-        order = np.argsort(time_N, kind="stable")
+        order = _alternating(every[0].close_ns, opens_ns[0]) if len(every) == 1 else None
+        if order is None:
+            order = np.argsort(time_N, kind="stable")
         ordered_ns = time_N[order]
         first = np.flatnonzero(_begins(ordered_ns))
         counts = [len(series) for series in every]
@@ -186,6 +188,17 @@ class Timeline:
     def after(self, at_ns: int) -> int:
         """Return the index of the first instant strictly after a time."""
         return int(self.times_ns.searchsorted(at_ns, side="right"))
+
+
+def _alternating(closes_ns: Int, opens_ns: Int) -> Int | None:
+    """Return the stable order of one symbol's closes followed by its opens, where each bar opens after the last close.
+
+    It is known then, and nothing needs to be sorted; None where bars overlap.
+    """
+    if (opens_ns[1:] < closes_ns[:-1]).any():
+        return None
+    bars = np.arange(len(closes_ns))
+    return np.stack([bars + len(bars), bars], axis=1).ravel()
 
 
 def _distinct(sorted_ns: Int) -> Int:

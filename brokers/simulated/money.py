@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 
 from brokers.account import ZERO
@@ -55,20 +56,47 @@ def available_qty(state: State, symbol: str) -> Decimal:
     return max(abs(position) - sum(rules.claimed_qty(_working(state, symbol), side), ZERO), ZERO)
 
 
-def standing(state: State, market: Market, symbol: str, leverage: Decimal) -> rules.Standing:
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """What an account is worth at one instant.
+
+    Args:
+        now_ns: The instant.
+        revision: Of the state that was looked at.
+        marks: Last completed close of every held symbol.
+        equity: Cash and holdings at the marks.
+        buying_power: See `buying_power`.
+    """
+
+    now_ns: int
+    revision: int
+    marks: Mapping[str, Decimal]
+    equity: Decimal
+    buying_power: Decimal
+
+
+def worth(state: State, market: Market, leverage: Decimal, before: Worth | None) -> Worth:
+    """Return what an account is worth: what was found `before`, where nothing has changed since."""
+    if before is not None and before.now_ns == state.now_ns and before.revision == state.revision:
+        return before
+    prices = marks(state, market)
+    equity = state.account.equity(prices)
+    return Worth(state.now_ns, state.revision, prices, equity, buying_power(state, prices, equity, leverage))
+
+
+def standing(state: State, last_price: Decimal | None, symbol: str, power: Decimal) -> rules.Standing:
     """Return what decides whether one more order of a symbol fits."""
     position = state.account.qty(symbol)
     working = _working(state, symbol)
     side = rules.closing_side(position)
-    prices = marks(state, market)
     by_legs, by_orders = rules.claimed_qty(working, side) if working and side is not None else (ZERO, ZERO)
     return rules.Standing(
         position=position,
         held_by_legs=by_legs,
         held_by_orders=by_orders,
         working=working,
-        last_price=market.last_price(symbol, state.now_ns),
-        buying_power=buying_power(state, prices, state.account.equity(prices), leverage),
+        last_price=last_price,
+        buying_power=power,
     )
 
 

@@ -83,7 +83,11 @@ class Changes:
 
 @dataclass(slots=True)
 class State:
-    """See the module. `changed` collects the client ids whose orders changed since the advance began."""
+    """See the module.
+
+    `changed` collects the client ids whose orders changed since the advance began; `revision` grows with everything
+    that changes what the account has or may do.
+    """
 
     account: AccountBook
     now_ns: int
@@ -98,6 +102,7 @@ class State:
     venue_ids: dict[str, str] = field(default_factory=dict)
     changed: dict[str, None] = field(default_factory=dict)
     next_expiry_ns: int | None = None
+    revision: int = 0
     _cumulative: dict[str, Decimal] = field(default_factory=dict)
     _counted: dict[str, Decimal] = field(default_factory=dict)
     _updates: list[tuple[int, str]] = field(default_factory=list)
@@ -136,6 +141,7 @@ class State:
     def touch(self, order: BookOrder) -> None:
         """Note a change of an order that its owner can see."""
         order.updated_ns = self.now_ns
+        self.revision += 1
         self._dirty_orders[order.client_id] = order
         self.changed[order.client_id] = None
         self._updates.append((self.now_ns, order.client_id))
@@ -156,11 +162,13 @@ class State:
 
     def record_fill(self, fill: Fill) -> None:
         """Append an execution to the journal."""
+        self.revision += 1
         self.fills.append(fill)
         self._new_fills.append(fill)
 
     def record_action(self, action: CorporateAction) -> None:
         """Append a split or dividend to the journal."""
+        self.revision += 1
         self.actions.append(action)
         self._new_actions.append(action)
 
