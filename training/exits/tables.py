@@ -18,7 +18,7 @@ def head_result(trained: TrainedExits, choices: Sequence[Choice]) -> dict[str, A
         "training": dict(trained.metrics),
         "worlds": [
             {
-                "world": one.world.removeprefix("exit_"),
+                "world": one.world,
                 "best": {"stop": one.best.bracket.stop, "take_profit": one.best.bracket.take_profit},
                 "best_bps": one.best.net * 1e4,
                 "none_bps": one.none * 1e4,
