@@ -66,6 +66,9 @@ def test_the_table_for_people_names_the_optimum_and_who_knows_the_state() -> Non
         (["--strategy", "momentum:look=3"], 2, "did you mean 'lookback'"),
         (["--strategy", "flat", "--strategy", "flat"], 2, "named twice"),
         (["--bundle", "absent"], 1, "absent"),
+        (["--train", "defalt"], 2, "did you mean 'default'"),
+        (["--train", "default", "--train", "default"], 2, "named twice at 500000 bars"),
+        (["--train", "default", "--train-bars", "100"], 2, "--train-bars"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_message(arguments: list[str], code: int, message: str) -> None:
