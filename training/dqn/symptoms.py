@@ -1,9 +1,9 @@
 """What can be seen to go wrong in the course of a training. Every threshold stands here with its reason.
 
 References are absolute where rewards have unit deviation: whoever predicts nothing has TD errors whose 90 % quantile
-is about 1.3 (half of them belong to the flat target, which pays nothing), and a policy earns a small part of a
-deviation per bar. All others are relative to the training's own past. A symptom is no verdict on its cause; see
-`training.dqn.causes`.
+is about one (between 0.8, where errors are means over the targets, of which flat pays nothing, and 1.6), and a policy
+earns a small part of a deviation per bar. All others are relative to the training's own past. A symptom is no verdict
+on its cause; see `training.dqn.causes`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from training.dqn.course import Course
+from training.dqn.course import Course, Float
 
 Severity = Literal["error", "warning"]
 
@@ -24,7 +24,7 @@ SPIKE_FACTOR = 5.0
 factor of two in trainings that go well."""
 SPIKE_AFTER = 4
 """Evaluations that make this median; the first of them belong to a network that knows nothing."""
-UNSETTLED_GROWTH = 1.5
+UNSETTLED_GROWTH = 1.2
 """Largest value at the end over that at two thirds of the training; one that has settled moves by a few percent."""
 UNSETTLED_SIZE = 50.0
 """Largest value over the TD errors' 90 % quantile from which on growth matters: what tells one target from another is
@@ -33,11 +33,11 @@ TAIL_RATIO = 4.0
 """TD errors' 99 % over their 90 % quantile: 1.8 where rewards are normal, 3.7 for Student's t with two degrees of
 freedom, whose variance is infinite; a mean of so few extreme bars is not learned from batches."""
 TD_LARGE = 5.0
-"""Four times the TD errors' 90 % quantile of whoever predicts nothing."""
+"""Five times the TD errors' 90 % quantile of whoever predicts nothing."""
 TD_SMALL = 0.1
 """A tenth of it: the next bar cannot be known so well, so either it was memorised or rewards have another unit."""
 GAP_SLOW = 0.15
-GAP_SLOW_SIZE = 0.2
+GAP_SLOW_SIZE = 0.1
 """Online minus target values (root mean square) over the largest value, and in deviations, in the last third: a target
 that keeps up is within a few percent."""
 GAP_NONE = 1e-9
@@ -63,13 +63,16 @@ EXIT_SPREAD_MIN = 0.15
 do; a head that regresses to the mean has about a tenth."""
 OVERFIT_ERRORS = 3.0
 OVERFIT_SHARE = 0.5
-"""Training above validation by three standard errors and by half of what training earns."""
+"""Training above validation by three standard errors of the difference, and by half of what training earns."""
 CRASH_ERRORS = 2.0
 CRASH_SHARE = 0.5
 """The last below the best by two standard errors of either, and by half: the same bars validate both, so most of
 their noise is common."""
 LEARNED_ERRORS = 2.0
-"""Neither validation nor training is above zero by so many standard errors."""
+"""Neither validation, at any evaluation, nor training at the end is above zero by so many standard errors."""
+TURNOVER_MIN = 0.002
+"""Sides per bar: who trades more seldom than every 500 bars, or loses, learned nothing; who trades and earns a little
+may have learned something that the validation is too short to show."""
 GROSS_ERRORS = 2.0
 """Earned before costs, lost after them, both by two standard errors."""
 WRONG_ERRORS = 3.0
@@ -181,7 +184,7 @@ def _td_large(course: Course) -> Seen | None:
     if len(course) < 2 or not p90_K[-2:].min() > TD_LARGE:
         return None
     return int((p90_K > TD_LARGE).argmax()), (
-        f"TD errors' 90 % quantile {p90_K[-1]:.3g}; predicting nothing gives 1.3 where rewards have unit deviation",
+        f"TD errors' 90 % quantile {p90_K[-1]:.3g}; predicting nothing gives about 1 where rewards have unit deviation",
     )
 
 
@@ -190,7 +193,7 @@ def _td_small(course: Course) -> Seen | None:
     if len(course) < EVALUATIONS_MIN or not course.late(p90_K) < TD_SMALL:
         return None
     return int((p90_K < TD_SMALL).argmax()), (
-        f"TD errors' 90 % quantile {p90_K[-1]:.3g}; predicting nothing gives 1.3 where rewards have unit deviation",
+        f"TD errors' 90 % quantile {p90_K[-1]:.3g}; predicting nothing gives about 1 where rewards have unit deviation",
     )
 
 
@@ -321,9 +324,10 @@ def _overfit(course: Course) -> Seen | None:
     )
     if not wrong_K[-2:].all():
         return None
+    errors = gap_K[-1] / max(math.sqrt(2.0) * error_K[-1], 1e-12)
     return int(wrong_K.argmax()), (
         f"training {train_K[-1]:+.2f} bp per bar, validation {other_K[-1]:+.2f} with an error of {error_K[-1]:.2f}",
-        f"the gap is {gap_K[-1] / max(error_K[-1], 1e-12):.1f} errors; it was {gap_K[0]:+.2f} bp at first",
+        f"the gap is {errors:.1f} errors of a difference; it was {gap_K[0]:+.2f} bp at first",
     )
 
 
@@ -353,6 +357,7 @@ def _nothing_learned(course: Course) -> Seen | None:
     value_K, error_K, train_K = course.mean("validation_bps"), _error(course), course.mean("train_bps")
     error = course.late(error_K)
     ever = bool((value_K > LEARNED_ERRORS * np.maximum(error_K, 1e-12)).any())
+    ever |= course.late(value_K) > 0.0 and course.late(course.mean("turnover")) > TURNOVER_MIN
     if ever or course.late(train_K) > LEARNED_ERRORS * max(error, 1e-12) or _overtrades(course) is not None:
         return None
     return 0, (
@@ -398,9 +403,10 @@ def _least_error(course: Course) -> float:
     return 0.1 * deviation / math.sqrt(bars) if deviation and bars else 0.0
 
 
-def _error(course: Course) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Return (K,) the standard error of a mean over the members, who share the bars: no smaller than one member's."""
-    return np.asarray(course.mean("validation_error_bps"))
+def _error(course: Course) -> Float:
+    """Return (K,) the standard error of the members' mean: each is validated on bars of its own."""
+    error_KE = course.members("validation_error_bps")
+    return np.asarray(np.sqrt(np.square(error_KE).sum(axis=1)) / error_KE.shape[1])
 
 
 Look = Callable[[Course], Seen | None]

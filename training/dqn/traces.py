@@ -41,7 +41,7 @@ def learning_rate_high(course: Course) -> Weighed:
             "of the order 0.1 to 1"
         )
     dead_K = course.middle("dead_units")
-    if len(course) > 2 and dead_K[-1] > dead_K[0] + 0.2:
+    if evidence and len(course) > 2 and dead_K[-1] > dead_K[0] + 0.2:
         multiplier *= 2.0
         evidence.append(f"units died during the training: {dead_K[0]:.0%} at first, {dead_K[-1]:.0%} at the end")
     return multiplier, tuple(evidence)
@@ -285,6 +285,17 @@ def cost_high(course: Course) -> Weighed:
     )
 
 
+def cost_unknown(course: Course) -> Weighed:
+    """Weigh what is paid for trading against what it earns."""
+    gross_K = course.gross_bps_K
+    if gross_K is None:
+        return UNKNOWN, ()
+    gross, net = course.late(gross_K), course.late(course.mean("validation_bps"))
+    if gross <= 0.0 or gross - net < 0.8 * gross:
+        return 0.2, ()
+    return 2.0 * (gross - net) / gross, (f"it pays {gross - net:.2f} bp per bar for trades that earn {gross:.2f}",)
+
+
 def no_signal(course: Course) -> Weighed:
     """Weigh whether the loss fell at all."""
     loss_K = course.middle("loss")
@@ -326,6 +337,7 @@ def reward_sign(course: Course) -> Weighed:
     if gross_K is None:
         return UNKNOWN, ()
     gross, error = course.late(gross_K), max(course.late(course.mean("validation_error_bps")), 1e-12)
+    error /= math.sqrt(len(course.records[0]["loss"]))
     if gross > -WRONG_ERRORS * error:
         return UNLIKELY, ()
     return 5.0, (f"validation before costs is {gross:+.2f} bp per bar, {-gross / error:.0f} errors below zero",)
