@@ -220,8 +220,8 @@ class _Run:
         self._moves = 0
         self._day_ns = -1
         """The venue day whose begin is in step."""
-        self._walk: tuple[int, Float | None] = (0, None)
-        """The close from which equity was looked at last, and what it is from there; None where nothing is held."""
+        self._reaches: tuple[int, int, float] = (0, 0, 0.0)
+        """The closes, first and one after the last, at which equity was looked at, and the highest of it there."""
         self.path = Path(self.symbols, len(self.closes_ns))
         self.path.hold(0, self._holdings())
 
@@ -376,12 +376,8 @@ class _Run:
 
     def _within_limits(self, t: int, stop: int, positions: Mapping[str, int]) -> int:
         """Return how far the account can be passed over: up to the first close that may break a limit for good."""
-        equity_T = self._equity_floats(t, stop, positions)
-        self._walk = (t, equity_T)
-        if equity_T is None:
-            low = high = float(self.path.cash)
-        else:
-            low, high = float(equity_T.min()), float(equity_T.max())
+        low, high = self._equity_range(t, stop, positions)
+        self._reaches = (t, stop, high)
         if self.halted is not None:
             if self._halted_change and low < float(self._halted_floor) * (1.0 + _MARGIN):
                 self._halted_change = {}  # so little is left that an entry may be too small for another reason
@@ -391,35 +387,48 @@ class _Run:
         peak = float(self.state.peak_equity)
         if low > 0.0 and 1.0 - low / max(peak, high) < limit:
             return stop
-        if equity_T is None:
-            equity_T = np.full(stop - t, low)
+        equity_T = self._equity_floats(t, stop, positions)
         peak_T = np.maximum(np.maximum.accumulate(equity_T), peak)
         is_broken = ~((equity_T > 0.0) & (1.0 - equity_T / peak_T < limit))
         return t + int(is_broken.argmax()) if is_broken.any() else stop
 
-    def _equity_floats(self, t: int, stop: int, positions: Mapping[str, int]) -> Float | None:
-        """Return equity at the closes t .. stop to a float's precision; None where nothing is held."""
-        equity_T: Float | None = None
+    def _equity_range(self, t: int, stop: int, positions: Mapping[str, int]) -> tuple[float, float]:
+        """Return the lowest and the highest equity at the closes t .. stop to a float's precision."""
+        held = [symbol for symbol, position in positions.items() if position]
+        cash = float(self.path.cash)
+        if not held:
+            return cash, cash
+        if len(held) > 1:
+            equity_T = self._equity_floats(t, stop, positions)
+            return float(equity_T.min()), float(equity_T.max())
+        close_T, qty = self.seen.symbols[held[0]].close_T[t:stop], float(self.state.book.qty(held[0]))
+        lowest, highest = float(close_T.min()) * qty + cash, float(close_T.max()) * qty + cash
+        return (lowest, highest) if qty > 0.0 else (highest, lowest)
+
+    def _equity_floats(self, t: int, stop: int, positions: Mapping[str, int]) -> Float:
+        """Return equity at the closes t .. stop to a float's precision."""
+        value_T: Float = np.zeros(stop - t)
         for symbol, position in positions.items():
             if position:
-                value_T = self.seen.symbols[symbol].close_T[t:stop] * float(self.state.book.qty(symbol))
-                equity_T = value_T if equity_T is None else equity_T + value_T
-        return None if equity_T is None else equity_T + float(self.path.cash)
+                value_T += self.seen.symbols[symbol].close_T[t:stop] * float(self.state.book.qty(symbol))
+        return value_T + float(self.path.cash)
 
     def _pass_over(self, t: int, stop: int, positions: Mapping[str, int]) -> None:
         """Pass the closes t .. stop (exclusive), at which every position stays as it is."""
-        self.state.peak_equity = max(self.state.peak_equity, self._highest(t, stop))
+        begin, end, high = self._reaches
+        if (begin, end) != (t, stop):
+            high = self._equity_range(t, stop, positions)[1]
+        peak = self.state.peak_equity
+        if high >= float(peak) * (1.0 - _MARGIN):
+            self.state.peak_equity = max(peak, self._highest(t, stop, positions))
         self.path.rest(t, stop, positions, self.state.book)
 
-    def _highest(self, t: int, stop: int) -> Decimal:
-        """Return the highest equity of t .. stop (exclusive), or the peak so far where it is clearly below."""
-        begin, walk_T = self._walk
-        if walk_T is None:
+    def _highest(self, t: int, stop: int, positions: Mapping[str, int]) -> Decimal:
+        """Return the highest equity of t .. stop (exclusive)."""
+        if positions is self._flat:
             return self.path.cash
-        equity_T = walk_T[t - begin : stop - begin]
+        equity_T = self._equity_floats(t, stop, positions)
         most = float(equity_T.max())
-        if most < float(self.state.peak_equity) * (1.0 - _MARGIN):
-            return self.state.peak_equity
         near = np.flatnonzero(equity_T >= most - abs(most) * 1e-12).tolist()
         return max(self._equity_at(t + place) for place in near)
 

@@ -392,44 +392,46 @@ def _times(ns: Int) -> pl.Series:
 
 def _trades(told: Told, series: Mapping[str, BarSeries]) -> pl.DataFrame:
     """Return one row an execution, oldest first; see `agent.tables.trades_frame`."""
-    fills, book = told.engine.fills(), told.engine.book()
-    at_ns = np.array([to_ns(fill.at) for fill in fills], dtype=np.int64)
-    start_ns = np.zeros(len(fills), dtype=np.int64)
-    symbols = np.array([fill.symbol for fill in fills], dtype=object)
+    rows = [_trade(fill, told) for fill in told.engine.fills()]
+    columns: dict[str, Any] = dict(zip(_TOLD_OF_TRADES, zip(*rows, strict=True), strict=True)) if rows else {}
+    at_ns = np.array(columns.pop("at_ns", ()), dtype=np.int64)
+    start_ns = np.zeros(len(rows), dtype=np.int64)
+    symbols = np.array(columns.get("symbol", ()), dtype=object)
     for symbol in told.seen.symbols:
         mine = np.flatnonzero(symbols == symbol)
         bars = series[symbol]
         place = np.minimum(bars.close_ns.searchsorted(at_ns[mine]), len(bars) - 1)
         start_ns[mine] = bars.start_ns[place]
-    orders = [book[fill.client_id] for fill in fills]
-    kinds = {
-        OrderType.MARKET: "open",
-        OrderType.STOP: "stop",
-        OrderType.STOP_LIMIT: "stop",
-        OrderType.LIMIT: "limit",
-    }
-    kind = [kinds[order.type] for order in orders]
-    level = [
-        order.stop_price if one == "stop" else order.limit_price if one == "limit" else None
-        for order, one in zip(orders, kind, strict=True)
-    ]
-    costs = [told.cost_of(fill) for fill in fills]
-    columns: dict[str, Any] = {
-        "symbol": [fill.symbol for fill in fills],
-        "side": [fill.side.value for fill in fills],
-        "qty": [fill.qty for fill in fills],
-        "price": [fill.price for fill in fills],
-        "fee": [fill.fee for fill in fills],
-        "bar_start": _times(start_ns),
-        "filled_at": _times(at_ns),
-        "kind": kind,
-        "level": level,
-        "client_id": [fill.client_id for fill in fills],
-        "leg": [told.leg_of(fill.client_id).value for fill in fills],
-        "exec_id": [fill.exec_id for fill in fills],
-        **{name: [cost[name] for cost in costs] for name in COSTS},
-    }
-    return pl.DataFrame(columns, schema=TRADES)
+    columns |= {"bar_start": _times(start_ns), "filled_at": _times(at_ns)}
+    return pl.DataFrame({name: columns.get(name, ()) for name in TRADES}, schema=TRADES)
+
+
+def _trade(fill: Fill, told: Told) -> tuple[Any, ...]:
+    """Return what `_TOLD_OF_TRADES` names of an execution."""
+    order, cost = told.engine.book()[fill.client_id], told.cost_of(fill)
+    kind = _KINDS[order.type]
+    level = order.stop_price if kind == "stop" else order.limit_price if kind == "limit" else None
+    return (
+        to_ns(fill.at),
+        fill.symbol,
+        fill.side.value,
+        fill.qty,
+        fill.price,
+        fill.fee,
+        kind,
+        level,
+        fill.client_id,
+        told.leg_of(fill.client_id).value,
+        fill.exec_id,
+        *[cost[name] for name in COSTS],
+    )
+
+
+_KINDS = {OrderType.MARKET: "open", OrderType.STOP: "stop", OrderType.STOP_LIMIT: "stop", OrderType.LIMIT: "limit"}
+_TOLD_OF_TRADES = (
+    *("at_ns", "symbol", "side", "qty", "price", "fee", "kind", "level", "client_id", "leg", "exec_id"),
+    *COSTS,
+)
 
 
 # ---- equity -------------------------------------------------------------------------------------------------

@@ -172,7 +172,6 @@ class Timeline:
         first = np.flatnonzero(_begins(ordered_ns))
         counts = [len(series) for series in every]
         is_open = order >= sum(counts)
-        actions = np.concatenate([np.zeros(sum(counts), dtype=np.bool_), *has_action])
         bars = np.concatenate([np.arange(count, dtype=np.int32) for count in counts] * 2)
         symbols = np.repeat(np.tile(np.arange(len(every), dtype=np.int32), 2), counts * 2)
         return cls(
@@ -181,7 +180,7 @@ class Timeline:
             kinds=np.where(is_open, OPEN, CLOSE).astype(np.int8),
             symbols=symbols[order],
             bars=bars[order],
-            has_action=np.logical_or.reduceat(actions[order], first),
+            has_action=_at_instants(np.concatenate([np.zeros(sum(counts), dtype=np.bool_), *has_action]), order, first),
             opens_ns=tuple(opens_ns),
         )
 
@@ -199,6 +198,13 @@ def _alternating(closes_ns: Int, opens_ns: Int) -> Int | None:
         return None
     bars = np.arange(len(closes_ns))
     return np.stack([bars + len(bars), bars], axis=1).ravel()
+
+
+def _at_instants(flags: NDArray[np.bool_], order: Int, first: Int) -> NDArray[np.bool_]:
+    """Tell of which instants an event is flagged: `order` sorts the events, `first` names each instant's first."""
+    if not flags.any():
+        return np.zeros(len(first), dtype=np.bool_)
+    return np.asarray(np.logical_or.reduceat(flags[order], first), dtype=np.bool_)
 
 
 def _distinct(sorted_ns: Int) -> Int:
