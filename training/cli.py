@@ -36,11 +36,17 @@ def dqn(
         Path | None, typer.Option(help="Bars file, Parquet or CSV.", show_default="the exchange's market")
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="default, or tutorial: its state, fee and values.", show_default="the file's")
+        str | None,
+        typer.Option(
+            help="default, blog, tutorial, tuned or reference: which values to start from.", show_default="the file's"
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.", show_default="the file's")] = None,
+    updates: Annotated[
+        int | None, typer.Option(help="Gradient updates of each member.", show_default="the file's")
+    ] = None,
     timesteps: Annotated[
-        int | None, typer.Option(help="Steps of all episodes together.", show_default="the file's")
+        int | None, typer.Option(help="Steps of the stable-baselines3 learner.", show_default="the file's")
     ] = None,
     budget_seconds: Annotated[
         float | None, typer.Option(min=0.001, help="Stop learning after this time.", show_default="none")
@@ -65,7 +71,12 @@ def dqn(
         from training.settings import load_training  # noqa: PLC0415 -- as above
 
         given = list(overrides or ())
-        named = (("training.preset", preset), ("training.seed", seed), ("training.timesteps", timesteps))
+        named = (
+            ("training.preset", preset),
+            ("training.seed", seed),
+            ("training.dqn.updates", updates),
+            ("training.timesteps", timesteps),
+        )
         given += [f"{key}={value}" for key, value in named if value is not None]
         if symbols is not None:
             given.append(f"symbols={json.dumps([name.strip() for name in symbols.split(',')])}")
@@ -459,8 +470,7 @@ def _result(outcome: Outcome) -> dict[str, Any]:
         "bundle": str(bundle.path),
         "id": bundle.id,
         "seed": bundle.manifest["seeds"][0],
-        "steps": trained.steps,
-        "updates": trained.updates,
+        **trained.described(),
         "learning_cpu_s": round(trained.cpu_s, 3),
         "learning_wall_s": round(trained.wall_s, 3),
         "stopped_by_budget": trained.stopped_by_budget,
@@ -497,7 +507,6 @@ def _print(outcome: Outcome) -> None:
             f"rule, {edge['known_net_bps']:.2f} with the deviation known"
         )
     console.print(
-        f"{trained.steps} steps, {trained.updates} updates in {trained.cpu_s:.1f} CPU-s; "
-        f"bundle {outcome.bundle.id} in {outcome.bundle.path}",
+        f"{trained.updates} updates in {trained.cpu_s:.1f} CPU-s; bundle {outcome.bundle.id} in {outcome.bundle.path}",
         soft_wrap=True,
     )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from strategies.features import FeatureSpec
 from strategies.observation import model_inputs
 from strategies.policy import Q_OUTPUTS, Model
-from training.dqn.network import TargetValues
+from training.dqn.served import Served
 from training.errors import TrainingError
 
 TOLERANCE = 1e-5
@@ -26,11 +26,11 @@ CHECKED_ROWS = 1_000
 """Random observations compared, and as many real ones where there are so many; each in every position."""
 
 
-def export_onnx(network: TargetValues, n_features: int) -> bytes:
+def export_onnx(network: Served, n_features: int) -> bytes:
     """Return one self-contained ONNX model with a free batch axis.
 
-    Inputs `features` (B, F) and `position` (B, 1); outputs `q_flat`, `q_long` (and `q_short`), each (B, 1);
-    all float32, values in log equity.
+    Inputs `features` (B, F) and `position` (B, 1); outputs `q_flat`, `q_long` (and `q_short`), each (B, 1), in log
+    equity, and what else the network names; all float32.
 
     Raises:
         TrainingError: The exporter gave nothing.
@@ -58,7 +58,7 @@ def export_onnx(network: TargetValues, n_features: int) -> bytes:
 
 
 def check_equal(
-    network: TargetValues, policy: bytes, spec: FeatureSpec, features_TF: NDArray[np.float32], *, seed: int
+    network: Served, policy: bytes, spec: FeatureSpec, features_TF: NDArray[np.float32], *, seed: int
 ) -> float:
     """Compare ONNX Runtime with torch on random and on real observations, in every position.
 
@@ -88,6 +88,7 @@ def check_equal(
         served_TB = np.stack([answer[Q_OUTPUTS[target]] for target in network.targets])
         with torch.no_grad():
             outputs = network(torch.from_numpy(inputs["features"]), torch.from_numpy(inputs["position"]))
+            outputs = outputs[: len(network.targets)]
         trained_TB = torch.cat(outputs, dim=1).numpy().T
         unit = network.reward_scale
         worst = max(worst, float((np.abs(served_TB - trained_TB) * unit / (1.0 + np.abs(trained_TB) * unit)).max()))

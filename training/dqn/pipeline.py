@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import safetensors.torch
+import torch
 from numpy.typing import NDArray
 
 from brokers.series import from_ns
@@ -18,8 +19,9 @@ from strategies.features import FeatureSpec, compute_frame, default_spec, tutori
 from strategies.observation import model_inputs
 from strategies.policy import Q_OUTPUTS, Model, greedy_targets
 from training.data import Market
+from training.dqn.ensemble import OnProgress, train_ensemble
 from training.dqn.export import check_equal, export_onnx
-from training.dqn.reference import OnProgress, Trained, train_dqn
+from training.dqn.served import Served
 from training.errors import TrainingError
 from training.market import Float, Int, MarketTable, build_table
 from training.settings import TrainingConfiguration, TrainingSettings
@@ -33,13 +35,58 @@ from training.validation import (
     split_in_time,
 )
 
+ALGORITHMS = {"dqn": "all-action Double DQN, an ensemble", "stable_baselines3": "stable-baselines3 DQN"}
+
+
+class AnyTrained(Protocol):
+    """What any learner gives back."""
+
+    @property
+    def network(self) -> Served:
+        """The exported face."""
+        ...
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Every tensor, by name."""
+        ...
+
+    @property
+    def reward_scale(self) -> float:
+        """Learner's reward per log equity."""
+        ...
+
+    @property
+    def updates(self) -> int:
+        """Gradient updates."""
+        ...
+
+    @property
+    def cpu_s(self) -> float:
+        """Process time of learning, seconds."""
+        ...
+
+    @property
+    def wall_s(self) -> float:
+        """Wall time."""
+        ...
+
+    @property
+    def stopped_by_budget(self) -> bool:
+        """Whether the time budget ended it."""
+        ...
+
+    def described(self) -> dict[str, Any]:
+        """Return what a manifest says of the training beside its settings; the same for the same run."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """A written bundle, and what its training cost (not part of it: the same run gives the same bundle)."""
 
     bundle: Bundle
-    trained: Trained
+    trained: AnyTrained
 
 
 def feature_spec(market: Market, settings: TrainingSettings) -> FeatureSpec:
@@ -88,7 +135,7 @@ def train_policy(
     spec = feature_spec(market, settings)
     table = market_table(market, spec, configuration)
     split = split_in_time(table, validation_fraction=settings.validation_fraction, memory_bars=spec.memory_bars)
-    trained = train_dqn(split.train, settings, on_progress=on_progress, budget_s=budget_s, log_dir=log_dir)
+    trained = learned(split.train, spec, settings, on_progress=on_progress, budget_s=budget_s, log_dir=log_dir)
     policy = export_onnx(trained.network, len(spec.names))
     difference = check_equal(
         trained.network, policy, spec, table.features_TF[split.train.start_rows], seed=settings.seed
@@ -110,12 +157,11 @@ def train_policy(
             "split_at": from_ns(split.boundary_ns).isoformat(),
         },
         training={
-            "algorithm": "stable-baselines3 DQN",
+            "algorithm": ALGORITHMS[settings.learner],
             "costs": configuration.costs.model_dump(mode="json"),
             **settings.model_dump(mode="json"),
             "reward_scale": trained.reward_scale,
-            "steps": trained.steps,
-            "updates": trained.updates,
+            **trained.described(),
             "stopped_by_budget": trained.stopped_by_budget,
         },
         seeds=[settings.seed],
@@ -129,6 +175,37 @@ def train_policy(
         weights=safetensors.torch.save(trained.weights),
     )
     return Outcome(bundle, trained)
+
+
+def learned(
+    table: MarketTable,
+    spec: FeatureSpec,
+    settings: TrainingSettings,
+    *,
+    on_progress: OnProgress | None = None,
+    budget_s: float | None = None,
+    log_dir: Path | None = None,
+) -> AnyTrained:
+    """Train with the learner that the settings name; arguments as of `train_policy`.
+
+    Raises:
+        TrainingError: Too few rows, or prices that never move.
+    """
+    if settings.learner == "stable_baselines3":
+        from training.dqn.reference import train_dqn  # noqa: PLC0415 -- the library is loaded where it trains
+
+        return train_dqn(table, settings, on_progress=on_progress, budget_s=budget_s, log_dir=log_dir)
+    return train_ensemble(
+        table,
+        settings.dqn,
+        tuple(spec.group_slices.values()),
+        seed=settings.seed,
+        shorts=settings.shorts,
+        reward_scale=settings.reward_scale,
+        embargo_bars=spec.memory_bars,
+        on_progress=on_progress,
+        budget_s=budget_s,
+    )
 
 
 def measure(policy: bytes, spec: FeatureSpec, split: Split, settings: TrainingSettings) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 
-from training.dqn.network import NormalisedInputs, TargetValues
+from training.dqn.reference_network import NormalisedInputs, TargetValues
 from training.dqn.replay import MarketReplay
 from training.dqn.vec_env import MarketVecEnv
 from training.environment import MarketBatch
@@ -60,6 +60,10 @@ class Trained:
     cpu_s: float
     wall_s: float
     stopped_by_budget: bool
+
+    def described(self) -> dict[str, Any]:
+        """Return what a manifest says of the training."""
+        return {"steps": self.steps, "updates": self.updates}
 
 
 def train_dqn(
