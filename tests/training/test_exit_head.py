@@ -15,7 +15,8 @@ from brokers.series import BarSeries
 from strategies.features import FeatureSpec, Group, compute_frame, tutorial_spec, volatility_frame
 from training.errors import TrainingError
 from training.exits.bench import bench_settings, chosen_brackets, entries, simulated_rows
-from training.exits.fit import TrainedExits, conformal_factors, fit_exits, train_exits
+from training.exits.calibration import conformal_factors
+from training.exits.fit import TrainedExits, fit_exits, train_exits
 from training.exits.labels import Labels
 from training.exits.rows import ExitRows, exit_rows, volatility_column
 from training.exits.settings import ExitSettings

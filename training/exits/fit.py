@@ -33,6 +33,7 @@ from brokers.costs import CostModel
 from brokers.series import BarSeries
 from strategies.features import FeatureSpec
 from training.errors import TrainingError
+from training.exits.calibration import calibrate, spread
 from training.exits.network import (
     ExitFace,
     Inputs,
@@ -128,6 +129,8 @@ def fit_exits(
     began = time.thread_time()
     learned, held_out = _split(rows, settings)
     generator = torch.Generator().manual_seed(seed)
+    if settings.head == "sigmoid_mse":
+        level_F = np.zeros_like(level_F)  # the tutorials' head sees its features as they are
     inputs = _inputs(rows.features_RF[learned], volatility_column, level_F, settings.input_clip)
     with torch.no_grad():
         z_RF = NormalisedState(inputs)(torch.from_numpy(rows.features_RF))
@@ -142,7 +145,9 @@ def fit_exits(
         face = SigmoidExits(inputs, settings, generator=generator)
         reach_R2 = np.stack([rows.labels.above_R, rows.labels.below_R], axis=1)
         _teach_sigmoids(face, z_RF[learned], reach_R2[learned], settings, generator)
-        metrics["excursions_5_50_95"] = _spread(face, z_RF[held_out], reach_R2[held_out])
+        with torch.no_grad():
+            told_R2 = face.excursions(z_RF[held_out]).numpy()
+        metrics |= spread(told_R2, reach_R2[held_out])
     else:
         face = QuantileExits(inputs, settings, members=MEMBERS, generator=generator)
         metrics |= _fit_quantiles(face, z_RF, rows, learned, held_out, settings, generator)
@@ -195,8 +200,11 @@ def _fit_quantiles(
             trunk_RD = member.trunk(z_RF[other]).numpy().astype(np.float64)
         _value(member, trunk_RD, _gains(rows, other, scale_R), _blocks(rows.decided_R[other], rows.known_R[other]))
     excursion_R2Q, place_RS = _answers(face, z_RF[held_out])
+    unit_R1 = scale_R[held_out, None]
+    middle_R2 = excursion_R2Q[:, :, len(settings.quantiles) // 2]
     return {
-        "quantiles": _calibrate(face, excursion_R2Q, reach_R2[held_out]),
+        **spread(middle_R2 * unit_R1, reach_R2[held_out] * unit_R1),
+        "quantiles": calibrate(face, excursion_R2Q, reach_R2[held_out]),
         "brackets": _believe(face, place_RS, _gains(rows, held_out, np.ones_like(scale_R))),
     }
 
@@ -354,45 +362,3 @@ def _believe(face: QuantileExits, place_RS: Int, gain_RV: Float32) -> dict[str, 
 
 def _level(level: torch.Tensor) -> float | None:
     return None if torch.isinf(level) else float(level)
-
-
-def _calibrate(face: QuantileExits, raw_R2Q: Float32, reach_R2: Float32) -> dict[str, Any]:
-    """Multiply each quantile by what makes it hold on the held-out rows.
-
-    What a recalibration is worth is told by the first half of these rows, applied to the second.
-    """
-    half = len(reach_R2) // 2
-    before_2Q = (reach_R2[:, :, None] <= raw_R2Q).mean(axis=0)
-    first_2Q = conformal_factors(reach_R2[:half], raw_R2Q[:half], face.quantiles)
-    later_2Q = (reach_R2[half:, :, None] <= raw_R2Q[half:] * first_2Q).mean(axis=0)
-    factor_2Q = conformal_factors(reach_R2, raw_R2Q, face.quantiles)
-    face.conformal_2Q.copy_(torch.from_numpy(factor_2Q))
-    ways = ("above", "below")
-    return {
-        "shares": list(face.quantiles),
-        "covered_before": dict(zip(ways, before_2Q.tolist(), strict=True)),
-        "covered_later_half": dict(zip(ways, later_2Q.tolist(), strict=True)),
-        "factors": dict(zip(ways, factor_2Q.tolist(), strict=True)),
-    }
-
-
-def conformal_factors(reach_R2: Float32, quantile_R2Q: Float32, shares: tuple[float, ...]) -> Float:
-    """Return (2, Q): the smallest factors with which quantiles cover their shares of R rows and one more."""
-    ratio_R2Q = np.sort(reach_R2[:, :, None] / np.maximum(quantile_R2Q, 1e-6), axis=0)
-    count = len(ratio_R2Q)
-    rank_Q = [min(math.ceil((count + 1) * share), count) for share in shares]
-    return np.stack([ratio_R2Q[rank - 1, :, q] for q, rank in enumerate(rank_Q)], axis=1)
-
-
-def _spread(face: SigmoidExits, z_RF: torch.Tensor, reach_R2: Float32) -> dict[str, Any]:
-    """Return the 5, 50 and 95 % quantiles of what the head tells, beside what came: the alarm of a collapse."""
-    with torch.no_grad():
-        told_R2 = face.excursions(z_RF).numpy()
-    shares = (0.05, 0.5, 0.95)
-    return {
-        way: {
-            "told": np.quantile(told_R2[:, at], shares).tolist(),
-            "true": np.quantile(reach_R2[:, at], shares).tolist(),
-        }
-        for at, way in enumerate(("above", "below"))
-    }
