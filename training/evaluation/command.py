@@ -26,7 +26,7 @@ from training.evaluation.manifest import MANIFEST_FILE, TRIALS_FILE, Trials, sea
 from training.evaluation.play import BASELINES, OnTrained, Played, play
 from training.evaluation.report import BPS, report, sharpes
 from training.evaluation.settings import EvaluationSettings
-from training.evaluation.trainers import Trainer, of_bundle, trainer_for
+from training.evaluation.trainers import Trainer, configured, of_bundle
 from training.settings import TrainingConfiguration
 
 if TYPE_CHECKING:
@@ -57,16 +57,16 @@ class Candidate:
 
 def learner(configuration: TrainingConfiguration, settings: EvaluationSettings, market: Market) -> Candidate:
     """Return the configured learner, trained anew for every fold and seed."""
-    from training.dqn.pipeline import feature_spec  # noqa: PLC0415 -- torch, where something is trained
+    from training.dqn.pipeline import ALGORITHMS, feature_spec  # noqa: PLC0415 -- torch, where something is trained
 
-    name, trainer = trainer_for(configuration.training)
+    spec = feature_spec(market, configuration.training)
     first = configuration.training.seed
     return Candidate(
-        spec=feature_spec(market, configuration.training),
+        spec=spec,
         shorts=configuration.training.shorts,
-        trainer=trainer,
+        trainer=configured(spec),
         seeds=tuple(range(first, first + settings.seeds)),
-        says={"learner": name},
+        says={"learner": ALGORITHMS[configuration.training.learner]},
     )
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from brokers.series import BarSeries
-from strategies.features import VOLATILITY_WINDOW, FeatureSpec, Group, compute_frame, volatility_frame
+from strategies.features import VOLATILITY_WINDOW, FeatureError, FeatureSpec, Group, compute_frame, volatility_frame
 from training.data import Market
+from training.errors import TrainingError
 from training.evaluation.books import Books, keep_books
 from training.evaluation.tracks import follow
 from training.market import Float, Float32, MarketTable, build_table
@@ -56,10 +57,13 @@ def prepare(
     """Compute everything that does not depend on a policy.
 
     Raises:
-        TrainingError: Bars and features that do not fit.
+        TrainingError: Bars that lack a column of the features, or hold prices that no market has.
     """
     costs, capital_usd = configuration.costs.model(), configuration.training.capital_usd
-    features = {symbol: features_of(bars) for symbol, bars in market.series.items()}
+    try:
+        features = {symbol: features_of(bars) for symbol, bars in market.series.items()}
+    except FeatureError as error:
+        raise TrainingError(f"{market.source}: {error}") from error
     volatility = FeatureSpec(
         (Group("returns", "returns", {"horizons": [1], "unit": VOLATILITY_WINDOW}),), market.period.total_seconds()
     )

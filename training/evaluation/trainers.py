@@ -7,34 +7,47 @@ learned. Another learner is one function more.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from strategies.features import FeatureSpec
 from strategies.observation import model_inputs
 from strategies.policy import BundlePolicy, greedy_targets
 from training.market import Int, MarketTable
 from training.settings import TrainingSettings
 from training.validation import TargetOf
 
+if TYPE_CHECKING:
+    from training.dqn.served import Served
+
 Trainer = Callable[[MarketTable, TrainingSettings, int], TargetOf]
 """(training rows only, settings, seed) to the rule that was learned."""
 
-ROWS_MAX = 65_536
+ROWS_MAX = 8_192
 """Rows that a network is asked about at once."""
 
 
-def reference(table: MarketTable, settings: TrainingSettings, seed: int) -> TargetOf:
-    """Train the stable-baselines3 DQN of `training.dqn.reference`."""
+def configured(spec: FeatureSpec) -> Trainer:
+    """Return the learner that the settings name, on the features of a spec."""
+
+    def trainer(table: MarketTable, settings: TrainingSettings, seed: int) -> TargetOf:
+        from training.dqn.pipeline import learned  # noqa: PLC0415 -- torch: paid where a policy is trained
+
+        return greedy(learned(table, spec, settings.model_copy(update={"seed": seed})).network)
+
+    return trainer
+
+
+def greedy(network: Served) -> TargetOf:
+    """Return the rule of a network as it is exported: the target of the highest value."""
     import torch  # noqa: PLC0415 -- heavy: paid where a policy is trained
 
-    from training.dqn.reference import train_dqn  # noqa: PLC0415 -- as above
-
-    network = train_dqn(table, settings.model_copy(update={"seed": seed})).network
     order = sorted(range(len(network.targets)), key=lambda place: network.targets[place])
     targets = tuple(network.targets[place] for place in order)
 
-    def greedy(features_BF: NDArray[np.float32], position_B: Int) -> Int:
+    def rule(features_BF: NDArray[np.float32], position_B: Int) -> Int:
         chosen = [np.zeros(0, dtype=np.int8)]
         with torch.no_grad():
             for begin in range(0, len(position_B), ROWS_MAX):
@@ -45,7 +58,7 @@ def reference(table: MarketTable, settings: TrainingSettings, seed: int) -> Targ
                 chosen.append(greedy_targets(q_BT, targets, position_B[part]))
         return np.concatenate(chosen).astype(np.int64)
 
-    return greedy
+    return rule
 
 
 def of_bundle(policy: BundlePolicy) -> Trainer:
@@ -59,9 +72,3 @@ def of_bundle(policy: BundlePolicy) -> Trainer:
         return greedy
 
     return trainer
-
-
-def trainer_for(settings: TrainingSettings) -> tuple[str, Trainer]:
-    """Return the learner that the settings ask for, with its name."""
-    del settings
-    return "stable-baselines3", reference
