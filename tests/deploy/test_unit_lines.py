@@ -70,7 +70,7 @@ def test_the_backup_unit_makes_a_backup_and_drops_those_of_last_month(state: Pat
 
 def test_the_retraining_unit_leaves_a_bundle_that_can_be_promoted_and_promotes_nothing(state: Path) -> None:
     config = state.parent / "tandem.yaml"
-    options = "--timesteps 400 --end 2024-01-29"
+    options = "--updates 20 --end 2024-01-29"
     run(words_of("tandem-retrain.service", "ExecStart", config), state, TANDEM_TRAIN_OPTIONS=options)
     (bundle,) = (state / "runs").iterdir()
     assert bundle.name.startswith(f"retrain-{datetime.now(UTC):%Y}")

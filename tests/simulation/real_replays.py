@@ -65,7 +65,7 @@ def played(
 def policy(case: Case, market_data: Path, tmp_path: Path) -> Path:
     """Train a small policy on the case's bars; how good it is does not matter here, only that it decides."""
     given = [text for text in case.settings if text.startswith(("symbols", "period", "calendar"))]
-    configuration = load_training(None, [*given, *LOW_COSTS, "training.timesteps=3000"])
+    configuration = load_training(None, [*given, *LOW_COSTS, "training.preset=reference", "training.timesteps=3000"])
     market = load_market(configuration, bars=market_data / case.file, end=datetime.fromisoformat(case.train_end))
     folder = tmp_path / "bundle"
     train_policy(configuration, market, folder)

@@ -109,7 +109,7 @@ def pooled(values: dict[str, float], said: dict[str, float]) -> dict[str, float]
 def test_the_section_try_it_does_what_it_says(tmp_path: Path) -> None:
     train, promote, ollama, doctor, run, curl, why, status = commands()
     shell = Shell(tmp_path)
-    shell.run(train, "--set", "training.timesteps=600")
+    shell.run(train, "--set", "training.dqn.updates=60")
     assert "slot llm serves" in shell.run(promote)
     assert curl.endswith(":8731/metrics")
     with shell.beside(ollama, "--port", "0", "--json") as standin:

@@ -17,7 +17,7 @@ from training.cli import app
 from training.data import load_market
 from training.settings import load_training
 
-SMALL = ["--set", "exchange.synthetic.bars=6000", "--timesteps", "2000"]
+SMALL = ["--set", "exchange.synthetic.bars=6000", "--updates", "40", "--set", "training.dqn.members=2"]
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -42,7 +42,7 @@ def test_the_result_names_the_bundle_and_what_it_cost(trained: tuple[Path, dict[
     out, result = trained
     assert result["bundle"] == str(out)
     assert result["id"] == Bundle.load(out).id
-    assert result["steps"] == 2000
+    assert result["updates"] == 40
 
 
 def test_the_manifest_says_what_was_trained_on_and_how_it_did(trained: tuple[Path, dict[str, object]]) -> None:
@@ -80,7 +80,7 @@ def test_recorded_bars_are_trained_on_with_their_symbols_and_span(tmp_path: Path
     frame.write_parquet(path)
     end = from_ns(int(bars.start_ns[2900])).isoformat()
     code, stdout, stderr = run(
-        "--out", str(tmp_path / "bundle"), "--bars", str(path), "--symbols", "AAA", "--end", end, "--timesteps", "64",
+        "--out", str(tmp_path / "bundle"), "--bars", str(path), "--symbols", "AAA", "--end", end, "--updates", "4",
         "--set", "period=1h", "--preset", "tutorial", "--set", "training.learning_starts=32", "--json",
     )  # fmt: skip
     assert code == 0, stderr

@@ -32,13 +32,14 @@ from training.markets.suite import Trainings, run_bench
 from training.markets.trained import read_recipes, short_count, training_market
 from training.markets.workers import workers
 from training.markets.world import PERIOD
+from training.settings import PRESETS
 
 WORLD = MeanReverting(shorts=False, cost_bps=7.0)
-SMALL = Trainings(("default:timesteps=160,n_envs=4",), (6_000,), (1, 2))
+SMALL = Trainings(("reference:timesteps=160,n_envs=4",), (6_000,), (1, 2))
 
 
 def test_a_recipe_is_trained_with_the_worlds_costs_and_shorts_whatever_its_preset() -> None:
-    for preset in ("default", "tutorial"):
+    for preset in PRESETS:
         (recipe,) = read_recipes([preset], [5_000], WORLD)
         configuration = recipe.configuration(WORLD, 3)
         assert configuration.costs.model() == WORLD.costs()
@@ -48,22 +49,22 @@ def test_a_recipe_is_trained_with_the_worlds_costs_and_shorts_whatever_its_prese
 
 
 def test_a_recipe_changes_what_it_names_and_nothing_else() -> None:
-    (recipe,) = read_recipes(["default:gamma=0.5,hidden=[8,4]"], [500_000], WORLD)
-    settings = recipe.configuration(WORLD, 1).training
+    (recipe,) = read_recipes(["default:dqn.gamma=0.5,dqn.hidden=[8,4]"], [500_000], WORLD)
+    changed = recipe.configuration(WORLD, 1).training.dqn
     (plain,) = read_recipes(["default"], [500_000], WORLD)
-    untouched = plain.configuration(WORLD, 1).training
-    assert (settings.gamma, settings.hidden) == (0.5, (8, 4))
-    assert settings.model_copy(update={"gamma": untouched.gamma, "hidden": untouched.hidden}) == untouched
-    assert recipe.label == "default:gamma=0.5,hidden=[8,4] 500k"
+    untouched = plain.configuration(WORLD, 1).training.dqn
+    assert (changed.gamma, changed.hidden) == (0.5, (8, 4))
+    assert changed.model_copy(update={"gamma": untouched.gamma, "hidden": untouched.hidden}) == untouched
+    assert recipe.label == "default:dqn.gamma=0.5,dqn.hidden=[8,4] 500k"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("defualt", "did you mean 'default'"),
-        ("default:gama=0.5", "did you mean 'gamma'"),
-        ("default:gamma=2", "gamma"),
-        ("default:gamma", "not of the form"),
+        ("default:dqn.gama=0.5", "did you mean 'gamma'"),
+        ("default:dqn.gamma=2", "gamma"),
+        ("default:dqn.gamma", "not of the form"),
     ],
 )
 def test_a_recipe_that_cannot_be_trained_is_refused_before_anything_runs(text: str, message: str) -> None:
@@ -234,14 +235,14 @@ def test_tables_do_not_depend_on_the_number_of_processes() -> None:
         found.append(without_times(asdict(report)))
         assert done[-1] == (5, 5)
     assert found[0] == found[1]
-    assert [row["name"] for row in found[0]["rows"]][3:] == ["flat", "default:timesteps=160,n_envs=4 6k"]  # type: ignore[index]
+    assert [row["name"] for row in found[0]["rows"]][3:] == ["flat", "reference:timesteps=160,n_envs=4 6k"]  # type: ignore[index]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_bench_leaves_no_process(tmp_path: Path, how: signal.Signals) -> None:
     command = [sys.executable, "-m", "agent.cli", "train", "bench", "--world", "mean_reverting", "--train", "default"]
-    command += ["--train-bars", "200000", "--train-seeds", "2", "--workers", "2"]
+    command += ["--train-bars", "500000", "--train-seeds", "2", "--workers", "2"]
     environ = {**os.environ, "TMPDIR": str(tmp_path)}
     bench = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
