@@ -29,7 +29,7 @@ from training.markets.mean_reverting import MeanReverting
 from training.markets.predictor import Predictor
 from training.markets.solver import Optimum
 from training.markets.trained import Recipe, TrainingTask, describe, load_policy, read_recipes, run_training
-from training.markets.workers import OnDone, Workers, workers
+from training.markets.workers import OnDone, Workers, cores, workers
 from training.markets.world import PERIOD, World
 
 AnyWorld = World | GarleanuPedersen
@@ -233,7 +233,7 @@ def _train(
 ) -> tuple[_Made, ...]:
     """Train every recipe on every seed's path."""
     tasks = [
-        TrainingTask(world, recipe, seed, folder / f"{number}-{seed}")
+        TrainingTask(world, recipe, seed, folder / f"{number}-{seed}", threads=max(1, cores() // crew.count))
         for number, recipe in enumerate(recipes)
         for seed in seeds
     ]

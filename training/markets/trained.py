@@ -63,8 +63,8 @@ class Recipe:
         """Name of its row."""
         return f"{self.text} {short_count(self.bars)}"
 
-    def configuration(self, world: World, seed: int) -> TrainingConfiguration:
-        """Return everything about one training.
+    def configuration(self, world: World, seed: int, *, threads: int = 1) -> TrainingConfiguration:
+        """Return everything about one training; the policy does not depend on the number of threads.
 
         Raises:
             ConfigurationError: No such preset, or settings that do not exist or do not fit.
@@ -72,9 +72,8 @@ class Recipe:
         changes = [f"training.{change}" for change in self.changes]
         ours = [f"{key}={value}" for key, value in world_settings(world).items()]
         # the world's and the seed last: they are what no recipe may change
-        return load_training(
-            None, [f"training.preset={self.preset}", *changes, *ours, f"training.seed={seed}"], environ={}
-        )
+        mine = [f"training.preset={self.preset}", f"training.dqn.threads={threads}"]
+        return load_training(None, [*mine, *changes, *ours, f"training.seed={seed}"], environ={})
 
 
 def short_count(bars: int) -> str:
@@ -134,6 +133,7 @@ class TrainingTask:
     recipe: Recipe
     seed: int
     out: Path
+    threads: int = 1
     trainer: Trainer = train_bundle
 
 
@@ -152,7 +152,7 @@ def run_training(task: TrainingTask) -> TrainingCost:
         TrainingError: Too few bars, or whatever else the trainer refuses.
     """
     cpu_s, wall_s = time.process_time(), time.monotonic()
-    configuration = task.recipe.configuration(task.world, task.seed)
+    configuration = task.recipe.configuration(task.world, task.seed, threads=task.threads)
     task.trainer(configuration, training_market(task.world, task.recipe.bars, task.seed), task.out)
     return TrainingCost(time.process_time() - cpu_s, time.monotonic() - wall_s)
 

@@ -42,7 +42,8 @@ def cores() -> int:
 class Workers:
     """Runs calls, in this process or in others; made by `workers`."""
 
-    def __init__(self, executor: ProcessPoolExecutor | None) -> None:
+    def __init__(self, count: int, executor: ProcessPoolExecutor | None) -> None:
+        self.count = count
         self._executor = executor
 
     def map(self, call: Callable[[Task], Result], tasks: Sequence[Task], on_done: OnDone | None = None) -> list[Result]:
@@ -79,13 +80,13 @@ class Workers:
 def workers(count: int) -> Iterator[Workers]:
     """Yield `count` workers; a single one is this process. An error or Ctrl-C ends them at once."""
     if count <= 1:
-        yield Workers(None)
+        yield Workers(1, None)
         return
     others = set(multiprocessing.active_children())
     with _one_thread_each():
         executor = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_begin)
         try:
-            yield Workers(executor)
+            yield Workers(count, executor)
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
             ours = set(multiprocessing.active_children()) - others
