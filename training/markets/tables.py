@@ -57,7 +57,8 @@ def print_report(report: WorldReport, *, bars: int, seeds: Sequence[int]) -> Non
 def _how_trained(report: WorldReport) -> str:
     """Return how many trainings stand behind each trained row."""
     counts = {len(row.trained["seeds"]) for row in report.rows if row.trained}
-    return f"{max(counts)} trainings a row, each on bars of its own; " if counts else ""
+    many = max(counts, default=0)
+    return f"{many} training{'s' if many > 1 else ''} a row, each on bars of its own; " if many else ""
 
 
 def _mean(estimate: Estimate | None) -> str:
