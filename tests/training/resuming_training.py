@@ -14,9 +14,8 @@ from typing import Any
 import safetensors.torch
 from tiny_learner import small_world, tables
 
-from training.dqn.checkpoint import CheckpointStore, one_trainer
 from training.dqn.ensemble import Ensemble
-from training.dqn.history import History
+from training.dqn.run import train_in
 from training.dqn.settings import DqnSettings
 
 CHECKPOINT_UPDATES = 70
@@ -39,29 +38,21 @@ def go_on(run: Path, kind: str) -> None:
     table = tables(small_world(), 6_000, 100)[0]
     groups = [slice(0, 1), slice(1, table.n_features)]
     ensemble = Ensemble(table, settings, groups, seed=1, shorts=False, reward_scale=None, embargo_bars=0)
-    with one_trainer(run):
-        store = CheckpointStore(run, {"settings": settings.model_dump(mode="json")})
-        found, history = store.latest(), History(run)
-        history.truncate(0 if found is None else found[0])
-        if found is not None:
-            ensemble.restore(found[1], history.records)
-        while not ensemble.done:
-            ensemble.run(ensemble.next_stop(CHECKPOINT_UPDATES))
-            if ensemble.records and (
-                not history.records or ensemble.records[-1]["update"] > history.records[-1]["update"]
-            ):
-                history.append(ensemble.records[-1])
-            if ensemble.updates % CHECKPOINT_UPDATES == 0:
-                store.save(ensemble.updates, ensemble.state())
-            sys.stdout.write(f"{ensemble.updates}\n")
-            sys.stdout.flush()
-        weights = {
-            f"{part}.{name}": one.contiguous()
-            for part, learner in enumerate(ensemble.learners)
-            for parts in learner.weights()
-            for name, one in parts.items()
-        }
-        safetensors.torch.save_file(weights, run / "weights.safetensors")
+    train_in(
+        run,
+        ensemble,
+        identity={"settings": settings.model_dump(mode="json")},
+        facts={"planned_updates": settings.updates},
+        checkpoint_updates=CHECKPOINT_UPDATES,
+        on_progress=lambda updates: print(updates, flush=True),  # noqa: T201  # to the test that waits for it
+    )
+    weights = {
+        f"{part}.{name}": one.contiguous()
+        for part, learner in enumerate(ensemble.learners)
+        for parts in learner.weights()
+        for name, one in parts.items()
+    }
+    safetensors.torch.save_file(weights, run / "weights.safetensors")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -61,9 +62,32 @@ def test_kills_at_random_instants_change_no_bit_of_the_final_weights(kind: str, 
             try:
                 process.wait(rng.uniform(0.0, learning_s / 2))
             except subprocess.TimeoutExpired:
-                process.kill()
+                process.send_signal(rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
                 kills += 1
     finish(killed, kind)
     assert kills > 0
     assert (killed / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
     assert repr(comparable(killed)) == repr(comparable(whole))
+
+
+@pytest.mark.slow
+def test_a_training_that_is_told_to_stop_says_where_and_how_it_goes_on(tmp_path: Path) -> None:
+    with start(tmp_path, "market") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=WAIT_S_MAX)
+    assert process.returncode == 1
+    assert "StoppedBySignalError: stopped at update" in errors
+    assert "the same command goes on" in errors
+    assert (tmp_path / "report.html").exists() or not read_history(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
+    finish(tmp_path, "market")
+    before = (tmp_path / "weights.safetensors").read_bytes(), (tmp_path / "history.jsonl").read_bytes()
+    with start(tmp_path, "market") as process:
+        said, errors = process.communicate(timeout=WAIT_S_MAX)
+    assert (process.returncode, errors, "update=1000" in said) == (0, "", True)
+    assert ((tmp_path / "weights.safetensors").read_bytes(), (tmp_path / "history.jsonl").read_bytes()) == before

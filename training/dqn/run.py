@@ -1,0 +1,172 @@
+"""A training in a folder of its own: it can be stopped or killed at any moment, and the same command goes on with it.
+
+`RUN/` holds `run.json` (what is known before the first update), `history.jsonl`, `checkpoints/` and `report.html`.
+Starting and going on are one path: whatever whole checkpoint stands there is gone on with, if it is of this training.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import structlog
+
+from training.dqn.checkpoint import CheckpointStore, one_trainer
+from training.dqn.doctor import Doctor, Finding
+from training.dqn.history import History, TensorBoardLog
+from training.dqn.run_facts import Facts, write_run_facts
+from training.dqn.run_report import write_report
+from training.errors import TrainingError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+log = structlog.get_logger(__name__)
+
+
+class StoppedBySignalError(TrainingError):
+    """The training was told to stop; its checkpoint stands, and the same command goes on with it."""
+
+
+class Steppable(Protocol):
+    """A training that can be stepped, saved and gone on with: `training.dqn.ensemble.Ensemble`."""
+
+    updates: int
+    records: list[dict[str, Any]]
+
+    @property
+    def done(self) -> bool:
+        """Whether every update was made."""
+        ...
+
+    def next_stop(self, checkpoint_updates: int | None = None) -> int:
+        """Return the update of the next evaluation or checkpoint."""
+        ...
+
+    def run(self, until: int, interrupted: Callable[[], bool]) -> None:
+        """Learn up to an update, and evaluate where it is due."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that the rest of the training depends on."""
+        ...
+
+    def restore(self, state: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from a state."""
+        ...
+
+
+def train_in(
+    run_dir: Path,
+    training: Steppable,
+    *,
+    identity: Mapping[str, Any],
+    facts: Facts,
+    checkpoint_updates: int,
+    on_progress: Callable[[int], None] | None = None,
+    on_finding: Callable[[Finding], None] | None = None,
+    budget_s: float | None = None,
+    log_dir: Path | None = None,
+) -> bool:
+    """Train to the end, from the last checkpoint where there is one; returns whether the budget ended it.
+
+    Args:
+        run_dir: The run's folder; made where it is not there.
+        training: Fresh, of the same settings and data as what it goes on with.
+        identity: See `CheckpointStore`.
+        facts: See `run_facts`.
+        checkpoint_updates: Updates between checkpoints.
+        on_progress: Called with the updates done.
+        on_finding: Called with each symptom when it is first seen.
+        budget_s: Wall seconds after which learning stops, with a checkpoint.
+        log_dir: Folder for TensorBoard event files.
+
+    Raises:
+        TrainingError: Another process trains there, the checkpoint is of another training, or a folder cannot be
+            written.
+        StoppedBySignalError: SIGTERM or SIGINT came; a checkpoint was written.
+    """
+    with one_trainer(run_dir), _told_to_stop() as told:
+        store, history = CheckpointStore(run_dir, identity), History(run_dir)
+        found = store.latest()
+        since = 0 if found is None else found[0]
+        history.truncate(since)
+        write_run_facts(run_dir, facts)
+        if found is not None:
+            training.restore(found[1], history.records)
+            log.info("training_resumed", run=str(run_dir), update=since)
+        doctor = Doctor(facts, history.records)
+        board = None if log_dir is None else TensorBoardLog(log_dir, since_update=since or None)
+        ends_at = None if budget_s is None else time.monotonic() + budget_s
+        saved = since
+
+        def late() -> bool:
+            return ends_at is not None and time.monotonic() >= ends_at
+
+        try:
+            while not training.done and not late() and not told.is_set():
+                training.run(training.next_stop(checkpoint_updates), lambda: told.is_set() or late())
+                _record(training, history, doctor, board, on_finding)
+                if training.updates >= (saved // checkpoint_updates + 1) * checkpoint_updates:
+                    store.try_save(training.updates, training.state())
+                    saved = training.updates
+                if on_progress is not None:
+                    on_progress(training.updates)
+            if training.updates > saved:
+                store.try_save(training.updates, training.state())
+        finally:
+            if board is not None:
+                board.close()
+        if history.records:
+            write_report(run_dir)
+        if told.is_set() and not training.done:
+            raise StoppedBySignalError(
+                f"stopped at update {training.updates}: the same command goes on from the checkpoint in {run_dir}"
+            )
+        return not training.done
+
+
+def _record(
+    training: Steppable,
+    history: History,
+    doctor: Doctor,
+    board: TensorBoardLog | None,
+    on_finding: Callable[[Finding], None] | None,
+) -> None:
+    """Pass on the evaluations that the history does not have yet."""
+    last = history.records[-1]["update"] if history.records else 0
+    for record in training.records:
+        if record["update"] <= last:
+            continue
+        kept = history.append(record)
+        if board is not None:
+            board.write(kept)
+        for finding in doctor.observe(kept):
+            log.warning("training_symptom", symptom=finding.symptom.name, update=kept["update"])
+            if on_finding is not None:
+                on_finding(finding)
+
+
+@contextmanager
+def _told_to_stop() -> Iterator[threading.Event]:
+    """Give an event that SIGTERM and SIGINT set; elsewhere than in the main thread nothing sets it."""
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        told.set()
+
+    before = {one: signal.signal(one, stop) for one in SIGNALS}
+    try:
+        yield told
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
