@@ -28,6 +28,7 @@ from brokers.configuration import (
 )
 from brokers.domain import parse_period, utc
 from training.dqn.settings import DqnSettings
+from training.exits.settings import ExitSettings
 
 PresetName = Literal["default", "blog", "reference", "tuned", "tutorial"]
 
@@ -76,6 +77,7 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = MappingProxyType(
                     "steps_per_update": 64.0,  # ours: the floor of exploration is reached before the end
                     "checkpoint_episodes": 25,  # stated
                 },
+                "exits": {"head": "sigmoid_mse"},  # stated
             }
         ),
         # the library's DQN on our bars: every position and action of each, chosen on seeds of the synthetic market
@@ -156,6 +158,8 @@ class TrainingSettings(Section):
     """Our own learner, or the library that everyone has."""
     dqn: DqnSettings = DqnSettings()
     """Our own learner's switches."""
+    exits: ExitSettings = ExitSettings()
+    """The exit head, which learns beside it; the library's learner has none."""
     seed: int = Field(1, ge=0, lt=2**31)
     """Seed of weights, draws and episodes; the same seed gives the same weights."""
     features: Literal["default", "tutorial"] = "default"
@@ -224,10 +228,13 @@ class TrainingSettings(Section):
         preset = values.get("preset", "default")
         if preset not in PRESETS:
             raise ValueError(f"preset {preset!r} does not exist{did_you_mean(str(preset), PRESETS)}")
-        below, dqn = PRESETS[preset], values.get("dqn", {})
-        if "dqn" in below and isinstance(dqn, Mapping):
-            return {**below, **values, "dqn": {**below["dqn"], **dqn}}
-        return {**below, **values}
+        below = PRESETS[preset]
+        merged = {**below, **values}
+        for section in ("dqn", "exits"):
+            given = values.get(section, {})
+            if section in below and isinstance(given, Mapping):
+                merged[section] = {**below[section], **given}
+        return merged
 
 
 class SyntheticSource(Section):

@@ -24,6 +24,7 @@ from training.dqn.learner import Learner
 from training.dqn.served import EnsembleValues
 from training.dqn.settings import DqnSettings
 from training.errors import TrainingError
+from training.exits.fit import TrainedExits
 from training.market import Int, MarketTable
 
 OnProgress = Callable[[int, int], None]
@@ -68,6 +69,7 @@ class TrainedEnsemble:
         bars_seen: Bars drawn by each member.
         belief: What bars that were left out bear out.
         records: Evaluations, oldest first; see `training.dqn.history`.
+        exits: What the exit head says of itself; None without one.
         cpu_s: Process time of learning, seconds.
         wall_s: Wall time.
         stopped_by_budget: True where the time budget ended it.
@@ -80,6 +82,7 @@ class TrainedEnsemble:
     bars_seen: int
     belief: Belief
     records: list[dict[str, Any]]
+    exits: Mapping[str, Any] | None
     cpu_s: float
     wall_s: float
     stopped_by_budget: bool
@@ -213,7 +216,8 @@ class Ensemble:
             interrupted: Asked between pieces of some updates; learning then stops early.
         """
         begun = time.process_time()
-        with ThreadPoolExecutor(len(self.learners)) as pool:
+        # the library counts threads for each thread that calls it
+        with ThreadPoolExecutor(len(self.learners), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             while self.updates < until and not interrupted():
                 piece = min(until - self.updates, _PIECE_UPDATES)
                 rates = [self._rate(self.updates + k) for k in range(piece)]
@@ -328,16 +332,24 @@ class Ensemble:
             for column, place in enumerate(places):
                 yield learner, column, self.members[place].own[:BELIEF_ROWS]
 
-    def finished(self, *, wall_s: float, stopped_by_budget: bool) -> TrainedEnsemble:
-        """Return the trained ensemble."""
+    def finished(self, *, wall_s: float, stopped_by_budget: bool, exits: TrainedExits | None = None) -> TrainedEnsemble:
+        """Return the trained ensemble, with its exit head where there is one."""
         belief = self.believed()
         parts = [learner.weights() for learner in self.learners]
         weights = {name: torch.cat([one[0][name] for one in parts]) for name in parts[0][0]}
         buffers = {name: torch.cat([one[1][name] for one in parts]) for name in parts[0][1]}
-        network = EnsembleValues(self.learners[0].network, weights, buffers, self.bars, belief=belief.factor).eval()
+        network = EnsembleValues(
+            self.learners[0].network,
+            weights,
+            buffers,
+            self.bars,
+            belief=belief.factor,
+            exits=None if exits is None else exits.module,
+        ).eval()
         return TrainedEnsemble(
             network=network,
-            weights={**weights, **buffers},
+            weights={**weights, **buffers, **({} if exits is None else _prefixed("exits", exits.state()))},
+            exits=None if exits is None else exits.metrics,
             reward_scale=self.bars.reward_scale,
             updates=self.updates,
             bars_seen=self.updates * self.settings.batch_bars,
@@ -380,6 +392,10 @@ def _learn(learner: Learner, rates: Sequence[Sequence[float]]) -> None:
         learner.update(torch.tensor(rate_E, device=learner.bars.device))
 
 
+def _prefixed(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
 def _joined(parts: Sequence[list[float] | None]) -> list[float] | None:
     if any(part is None for part in parts):
         return None
@@ -395,6 +411,7 @@ def train_ensemble(
     shorts: bool,
     reward_scale: float | None = None,
     embargo_bars: int = 0,
+    exits: Callable[[], TrainedExits] | None = None,
     on_progress: OnProgress | None = None,
     budget_s: float | None = None,
 ) -> TrainedEnsemble:
@@ -408,6 +425,7 @@ def train_ensemble(
         shorts: Whether -1 may be held.
         reward_scale: Learner's reward per log equity; None: by the bars' deviation.
         embargo_bars: The features' memory.
+        exits: Trains the exit head, beside the ensemble; None for none.
         on_progress: Called now and then.
         budget_s: Wall seconds after which learning stops; the run is then not repeatable.
 
@@ -426,4 +444,5 @@ def train_ensemble(
         ensemble.run(ensemble.next_stop(), late)
         if on_progress is not None:
             on_progress(ensemble.updates, settings.updates)
-    return ensemble.finished(wall_s=time.monotonic() - begun, stopped_by_budget=not ensemble.done)
+    trained_exits = None if exits is None else exits()
+    return ensemble.finished(wall_s=time.monotonic() - begun, stopped_by_budget=not ensemble.done, exits=trained_exits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ from training.dqn.ensemble import OnProgress, train_ensemble
 from training.dqn.export import check_equal, export_onnx
 from training.dqn.served import Served
 from training.errors import TrainingError
+from training.exits.fit import TrainedExits, train_exits
 from training.market import Float, Int, MarketTable, build_table
 from training.settings import TrainingConfiguration, TrainingSettings
 from training.validation import (
@@ -69,6 +70,11 @@ class AnyTrained(Protocol):
     @property
     def wall_s(self) -> float:
         """Wall time."""
+        ...
+
+    @property
+    def exits(self) -> Mapping[str, Any] | None:
+        """What an exit head says of itself; None without one."""
         ...
 
     @property
@@ -135,7 +141,27 @@ def train_policy(
     spec = feature_spec(market, settings)
     table = market_table(market, spec, configuration)
     split = split_in_time(table, validation_fraction=settings.validation_fraction, memory_bars=spec.memory_bars)
-    trained = learned(split.train, spec, settings, on_progress=on_progress, budget_s=budget_s, log_dir=log_dir)
+
+    def exits() -> TrainedExits:
+        return train_exits(
+            split.train,
+            market.series,
+            spec,
+            settings.exits,
+            configuration.costs.model(),
+            capital_usd=settings.capital_usd,
+            seed=settings.seed,
+        )
+
+    trained = learned(
+        split.train,
+        spec,
+        settings,
+        exits=None if settings.exits.head == "off" else exits,
+        on_progress=on_progress,
+        budget_s=budget_s,
+        log_dir=log_dir,
+    )
     policy = export_onnx(trained.network, len(spec.names))
     difference = check_equal(
         trained.network, policy, spec, table.features_TF[split.train.start_rows], seed=settings.seed
@@ -170,6 +196,7 @@ def train_policy(
             **measure(policy, spec, split, settings),
             **_captured(market, configuration),
             "onnx_difference": difference,
+            **({} if trained.exits is None else {"exits": trained.exits}),
         },
         targets=sorted(trained.network.targets),
         weights=safetensors.torch.save(trained.weights),
@@ -182,11 +209,21 @@ def learned(
     spec: FeatureSpec,
     settings: TrainingSettings,
     *,
+    exits: Callable[[], TrainedExits] | None = None,
     on_progress: OnProgress | None = None,
     budget_s: float | None = None,
     log_dir: Path | None = None,
 ) -> AnyTrained:
     """Train with the learner that the settings name; arguments as of `train_policy`.
+
+    Args:
+        table: The training side.
+        spec: Its features.
+        settings: Learner, its values and the seed.
+        exits: Trains the exit head; None for none. The library's learner has none.
+        on_progress: Called now and then.
+        budget_s: Wall seconds after which learning stops.
+        log_dir: Folder for TensorBoard event files.
 
     Raises:
         TrainingError: Too few rows, or prices that never move.
@@ -203,6 +240,7 @@ def learned(
         shorts=settings.shorts,
         reward_scale=settings.reward_scale,
         embargo_bars=spec.memory_bars,
+        exits=exits,
         on_progress=on_progress,
         budget_s=budget_s,
     )

@@ -61,6 +61,11 @@ class Trained:
     wall_s: float
     stopped_by_budget: bool
 
+    @property
+    def exits(self) -> None:
+        """It has no exit head."""
+        return
+
     def described(self) -> dict[str, Any]:
         """Return what a manifest says of the training."""
         return {"steps": self.steps, "updates": self.updates}

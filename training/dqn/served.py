@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from training.dqn.bars import Bars
 from training.dqn.losses import support
 from training.dqn.network import Network, batch_values, shaped
+from training.exits.network import ExitFace
 
 
 class Served(nn.Module, ABC):
@@ -42,7 +43,7 @@ class EnsembleValues(Served):
 
     Outputs, each (B, 1) but the last: `q_flat`, `q_long`, with shorts `q_short`; `spread`, the standard deviation over
     members of the advantage that decides (of the best target over the position held, by the mean); with attention
-    `attention`, (B, G), the share that each group receives.
+    `attention`, (B, G), the share that each group receives; those of the exit head, for the target that is chosen.
 
     Args:
         network: Shapes and forward pass.
@@ -50,6 +51,8 @@ class EnsembleValues(Served):
         buffers: Of batch normalisation.
         bars: For the inputs' normalisation, the costs and the unit.
         belief: Factor of every advantage over flat, in [0, 1].
+        exits: Head of stop and take-profit, asked for the target that is chosen; None leaves them to the
+            configuration.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class EnsembleValues(Served):
         bars: Bars,
         *,
         belief: float,
+        exits: ExitFace | None = None,
     ) -> None:
         super().__init__()
         self._network = network
@@ -77,6 +81,7 @@ class EnsembleValues(Served):
         self._positions = bars.positions
         self._flat = bars.positions.index(0)
         self.reward_scale = bars.reward_scale
+        self.exits = exits
         self.belief = belief
         self.targets = (0, 1, -1)[: len(bars.positions)]
         self.shorts = len(bars.positions) > 2
@@ -85,7 +90,8 @@ class EnsembleValues(Served):
     def output_names(self) -> tuple[str, ...]:
         """Return the names of the outputs in their order."""
         q = ("q_flat", "q_long", "q_short")[: len(self.targets)]
-        return (*q, "spread", "attention") if self._network.attends else (*q, "spread")
+        explained = ("spread", "attention") if self._network.attends else ("spread",)
+        return (*q, *explained, *(self.exits.output_names if self.exits is not None else ()))
 
     def forward(self, features: Tensor, position: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs in the order of `output_names`."""
@@ -112,6 +118,9 @@ class EnsembleValues(Served):
         outputs.append(spread_B.unsqueeze(1))
         if answer.attention_EBG is not None:
             outputs.append(answer.attention_EBG.mean(dim=0))
+        if self.exits is not None:
+            best_B = torch.where(q_BN.gather(1, held_B1)[:, 0] >= q_BN.amax(dim=1), held_B, q_BN.argmax(dim=1))
+            outputs.extend(one.unsqueeze(1) for one in self.exits(features, best_B - self._flat))
         return tuple(outputs)
 
     def _with_costs(self, value_EBN: Tensor) -> Tensor:
