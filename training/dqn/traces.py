@@ -325,7 +325,7 @@ def unexplored(course: Course) -> Weighed:
 
 def exits_in_trunk(course: Course) -> Weighed:
     """Weigh the kind of exit head."""
-    kind = str(course.setting("exit_head") or course.setting("exits") or "")
+    kind = str(course.setting("head") or course.setting("exit_head") or "")
     if "sigmoid" in kind or "mse" in kind:
         return 10.0, (f"the exit head is {kind}: squared errors are least at the mean of all excursions",)
     return (UNKNOWN if not kind else 0.2), ()
