@@ -185,6 +185,7 @@ class _Run:
             raise NotFastError(f"{strategy.name} answers one close after the other")
         self.settings = settings
         self.engine: MatchingEngine = make_engine(settings, series)
+        self._venue = self.engine.account_book()
         opens_ns = {symbol: self.engine.opens_ns(symbol) for symbol in settings.symbols}
         self.seen = foresee(settings, series, strategy, calendar, self.engine.feed.start, opens_ns)
         self.closes_ns: Int = self.seen.closes_ns
@@ -301,7 +302,7 @@ class _Run:
         """Return every symbol's position where nothing but exits works; None where something may change by itself."""
         if not self.engine.only_legs_rest():
             return None
-        book, venue = self.state.book, self.engine.account_book()
+        book, venue = self.state.book, self._venue
         if not book.holdings and not venue.holdings:
             return self._flat
         found = self._flat.copy()
@@ -451,8 +452,10 @@ class _Run:
         )
 
     def _holdings(self) -> Holdings:
-        book = self.engine.account_book()
-        return Holdings(book.cash, tuple((symbol, holding.qty) for symbol, holding in book.holdings.items()))
+        book = self._venue
+        if not book.holdings:
+            return Holdings(book.cash, ())
+        return Holdings(book.cash, tuple([(symbol, holding.qty) for symbol, holding in book.holdings.items()]))
 
     # ---- one close by the rules ---------------------------------------------------------------------
 

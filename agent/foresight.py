@@ -183,7 +183,9 @@ def _closes(settings: Settings, series: Mapping[str, BarSeries], calendar: Tradi
         raise NotFastError("the calendar's closes are not those of the bars")
     for symbol, bars in series.items():
         first = int(bars.close_ns.searchsorted(begin_ns, side="right"))
-        place = np.minimum(closes.searchsorted(bars.close_ns[first:]), len(closes) - 1)
+        place: Int | slice = slice(None)
+        if not np.array_equal(bars.close_ns[first:], closes):
+            place = np.minimum(closes.searchsorted(bars.close_ns[first:]), len(closes) - 1)
         columns = ((bars.close_ns, closes), (bars.start_ns, starts), (bars.open_ns, opens))
         if any((mine[first:] != grid[place]).any() for mine, grid in columns):
             raise NotFastError(f"bars of {symbol} lie beside the calendar's")

@@ -214,6 +214,8 @@ def step_exits(
     ended: list[str] = []
     changed: list[ArmedExit] = []
     naked: list[str] = []
+    if not state.exits and not holdings:
+        return ended, changed, naked
     if state.exits:
         known = list(state.exits) if only is None else {only} & state.exits.keys()
         ended = [symbol for symbol in known if not state.book.qty(symbol)]

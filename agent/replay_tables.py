@@ -201,7 +201,7 @@ class _DecisionColumns:
         self.action = np.zeros(rows, dtype=np.int32)
         self.reason, self.outcome = np.zeros(rows, dtype=np.int32), np.zeros(rows, dtype=np.int32)
         self.held = np.zeros(rows)
-        self.numbers = {name: np.full(rows, np.nan) for name in ("stop", "take_profit", *_TARGETS.values())}
+        self.numbers: dict[str, Float] = {}
         self.start_ns = np.zeros(rows, dtype=np.int64)
         self.actions, self.reasons, self.outcomes = _Words(_ACTIONS), _Words([]), _Words([])
         self.votes = _Texts()
@@ -223,7 +223,7 @@ class _DecisionColumns:
             "target": pl.Series(self.target),
             "position_before": pl.Series(self.position),
             "held_qty": pl.Series(self.held),
-            **{name: pl.Series(values).fill_nan(None) for name, values in self.numbers.items()},
+            **{name: self._column(name) for name in ("stop", "take_profit", *_TARGETS.values())},
             "reason": self.reasons.series(self.reason),
             "outcome": self.outcomes.series(self.outcome),
             "votes": self.votes.series(),
@@ -231,16 +231,28 @@ class _DecisionColumns:
         frame = pl.DataFrame({name: columns[name] for name in DECISIONS}, schema=DECISIONS)
         return frame.with_columns(pl.Series("position", after))
 
+    def _number(self, name: str) -> Float:
+        """Return the values of a column of numbers, NaN where there is none; made when first asked for."""
+        found = self.numbers.get(name)
+        if found is None:
+            found = self.numbers[name] = np.full(len(self.position), np.nan)
+        return found
+
+    def _column(self, name: str) -> pl.Series:
+        if name not in self.numbers:
+            return pl.Series([None], dtype=pl.Float64).new_from_index(0, len(self.position))
+        return pl.Series(self.numbers[name]).fill_nan(None)
+
     def _passed_over(self, symbol: str, place: int) -> None:
         """Write every close of a symbol that was passed over."""
         one = self.seen.symbols[symbol]
-        rows_T = np.arange(self.closes) * self.count + place
+        rows_T, mine = np.arange(self.closes) * self.count + place, slice(place, None, self.count)
         position_T = self.told.path.position[symbol]
-        self.position[rows_T], self.held[rows_T] = position_T, self.told.path.held[symbol]
-        self.target[rows_T] = position_T  # where nobody could be asked
+        self.position[mine], self.held[mine] = position_T, self.told.path.held[symbol]
+        self.target[mine] = position_T  # where nobody could be asked
         period_ns = round(self.told.settings.bar_period.total_seconds() * 1e9)
         starts = np.where(one.last_T >= 0, one.series.start_ns[one.last_T], self.seen.closes_ns - period_ns)
-        self.start_ns[rows_T] = starts
+        self.start_ns[mine] = starts
         quiet_T = ~self.is_decided_T
         silent = np.flatnonzero(quiet_T & ~one.usable_T)
         texts = [self._abstained(symbol, one, close, close * self.count + place) for close in silent.tolist()]
@@ -278,7 +290,7 @@ class _DecisionColumns:
         given, bars = one.answers[position], one.bar_T[closes]
         q = {target: _rounded(values[bars]) for target, values in given.q.items()}
         for target, values in q.items():
-            self.numbers[_TARGETS[target]][rows] = values
+            self._number(_TARGETS[target])[rows] = values
         detail = {name: _rounded(values[bars]) for name, values in given.detail.items()}
         self.votes.add(rows, _votes_text(self.told.strategy, wanted, q, detail, count=len(rows), refused=refused))
 
@@ -320,11 +332,12 @@ class _DecisionColumns:
         self.reason[rows_N] = [self.reasons.code(word) for word in columns["reason"]]
         self.outcome[rows_N] = [self.outcomes.code(word) for word in columns["outcome"]]
         for name in ("stop", "take_profit"):
-            self.numbers[name][rows_N] = np.array(columns[name], dtype=np.float64)  # None becomes NaN
+            if any(level is not None for level in columns[name]):
+                self._number(name)[rows_N] = np.array(columns[name], dtype=np.float64)  # None becomes NaN
         is_told_N = np.array([votes is not None for votes in columns["votes"]])
         for row in np.flatnonzero(is_told_N).tolist():
             for target, value in decided[row].q:
-                self.numbers[_TARGETS[target]][rows_N[row]] = value
+                self._number(_TARGETS[target])[rows_N[row]] = value
         texts = [votes for votes in columns["votes"] if votes is not None]
         self.votes.add(rows_N[is_told_N], pl.Series(texts, dtype=pl.String))
         position_N = np.array(columns["position"])

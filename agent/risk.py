@@ -14,6 +14,8 @@ from brokers.costs import decimal_of
 from strategies.strategy import Reason
 
 _ZERO = Decimal(0)
+_CLEARLY = Decimal("1.001")
+"""By so much more, relative to it, a value is clearly smaller than another, however both were rounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,10 @@ def _capped(qty: Decimal, account: AccountRisk, symbol: SymbolRisk, limits: Risk
         (limits.max_order_notional_usd, Reason.MAX_NOTIONAL),
     )
     allowed, reason = qty, None
+    value = qty * symbol.price * _CLEARLY
     for cap, why in caps:
+        if value < cap:
+            continue  # far below it: only a cap that may bind is divided by the price
         most = max(cap, _ZERO) / symbol.price
         if allowed > most:
             allowed, reason = most, why

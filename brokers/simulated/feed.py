@@ -162,12 +162,12 @@ class Timeline:
                 raise FeedError(msg)
             opens_ns.append(opens)
             has_action.append(np.append(False, series.adj_factor[1:] != series.adj_factor[:-1]))
+        if len(every) == 1 and (opens_ns[0][1:] > every[0].close_ns[:-1]).all():
+            return cls._alternating(opens_ns[0], every[0].close_ns, has_action[0])
         # closes of every symbol, then opens: sorted by time alone, and stably, events of one instant keep that order;
         # the columns are sorted themselves, so that the sort merges them
         time_N = np.concatenate([series.close_ns for series in every] + opens_ns)
-        order = _alternating(every[0].close_ns, opens_ns[0]) if len(every) == 1 else None
-        if order is None:
-            order = np.argsort(time_N, kind="stable")
+        order = np.argsort(time_N, kind="stable")
         ordered_ns = time_N[order]
         first = np.flatnonzero(_begins(ordered_ns))
         counts = [len(series) for series in every]
@@ -184,20 +184,26 @@ class Timeline:
             opens_ns=tuple(opens_ns),
         )
 
+    @classmethod
+    def _alternating(cls, opens_ns: Int, closes_ns: Int, has_action: NDArray[np.bool_]) -> Timeline:
+        """Return the events of one symbol whose bars each open after the close before: nothing needs to be sorted."""
+        count = len(opens_ns)
+        times_ns, is_acting = np.empty(2 * count, dtype=np.int64), np.zeros(2 * count, dtype=np.bool_)
+        times_ns[0::2], times_ns[1::2] = opens_ns, closes_ns
+        is_acting[0::2] = has_action
+        return cls(
+            times_ns=times_ns,
+            offsets=np.arange(2 * count + 1, dtype=np.int64),
+            kinds=np.tile(np.array([OPEN, CLOSE], dtype=np.int8), count),
+            symbols=np.zeros(2 * count, dtype=np.int32),
+            bars=np.repeat(np.arange(count, dtype=np.int32), 2),
+            has_action=is_acting,
+            opens_ns=(opens_ns,),
+        )
+
     def after(self, at_ns: int) -> int:
         """Return the index of the first instant strictly after a time."""
         return int(self.times_ns.searchsorted(at_ns, side="right"))
-
-
-def _alternating(closes_ns: Int, opens_ns: Int) -> Int | None:
-    """Return the stable order of one symbol's closes followed by its opens, where each bar opens after the last close.
-
-    It is known then, and nothing needs to be sorted; None where bars overlap.
-    """
-    if (opens_ns[1:] < closes_ns[:-1]).any():
-        return None
-    bars = np.arange(len(closes_ns))
-    return np.stack([bars + len(bars), bars], axis=1).ravel()
 
 
 def _at_instants(flags: NDArray[np.bool_], order: Int, first: Int) -> NDArray[np.bool_]:

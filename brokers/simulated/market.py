@@ -39,12 +39,12 @@ class Market:
     def visible(self, symbol: str, now_ns: int) -> int:
         """Return how many bars of a symbol have completed at or before `now_ns`."""
         closes = self._series[symbol].close_ns
-        count = self._visible.get(symbol, 0)
-        if count + _WALK_MAX < len(closes) and closes.item(count + _WALK_MAX) <= now_ns:
-            count = int(closes.searchsorted(now_ns, side="right"))
-        while count < len(closes) and closes.item(count) <= now_ns:
+        count, total = self._visible.get(symbol, 0), len(closes)
+        if count < total and closes.item(count) <= now_ns:  # mostly by one bar, or by many
             count += 1
-        self._visible[symbol] = count
+            if count < total and closes.item(count) <= now_ns:
+                count += int(closes[count:].searchsorted(now_ns, side="right"))
+            self._visible[symbol] = count
         return count
 
     def last_price(self, symbol: str, now_ns: int) -> Decimal | None:

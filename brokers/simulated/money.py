@@ -53,6 +53,8 @@ def available_qty(state: State, symbol: str) -> Decimal:
     side = rules.closing_side(position)
     if side is None:
         return ZERO
+    if symbol not in state.live:
+        return abs(position)
     return max(abs(position) - sum(rules.claimed_qty(_working(state, symbol), side), ZERO), ZERO)
 
 
