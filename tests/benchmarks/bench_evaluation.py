@@ -24,10 +24,15 @@ from training.evaluation.manifest import Luck
 from training.evaluation.play import play
 from training.evaluation.report import report
 from training.evaluation.settings import load_evaluation
+from training.evaluation.tracks import begins
+from training.evaluation.tracks import follow as at_once
 from training.market import MarketTable
 from training.settings import TrainingSettings, load_training
 from training.validation import TargetOf
+from training.validation import follow as one_by_one
 
+SELDOM = 0.005
+"""Share of the bars at which a rule that seldom trades wants something of its own."""
 SYNTHETIC_BARS = 131_023
 """Of each of two symbols: as many as fifteen months of 5-minute bars."""
 
@@ -85,6 +90,25 @@ def main() -> None:
     shuffled_returns(ground, configuration, drawn, settings, seed=1)
     told("leak controls")
     tell("judging a policy that costs nothing", took)
+    tell(f"following a rule over {len(ground.table.start_rows)} bars", following(ground.table))
+
+
+def following(table: MarketTable) -> list[Figure]:
+    """Time the loop that validation follows a rule with, and the scan, on a rule that seldom trades and on chance."""
+    rng = np.random.default_rng(0)
+    seldom_PT = np.tile(np.array([[0], [0], [1]]), len(table))
+    seldom_PT[:, rng.random(len(table)) < SELDOM] = rng.integers(0, 2)
+    rows = table.start_rows
+    found = []
+    for name, target_PT in (("seldom", seldom_PT), ("at every bar", rng.integers(-1, 2, (3, len(table))))):
+        times = [time.process_time()]
+        one_by_one(table, target_PT)
+        times.append(time.process_time())
+        at_once(target_PT[:, rows], begins(rows))
+        times.append(time.process_time())
+        loop_s, scan_s = np.diff(times).tolist()
+        found.append(Figure(f"trades {name}: loop, scan", f"{loop_s * 1e3:.0f}, {scan_s * 1e3:.0f} ms CPU"))
+    return found
 
 
 if __name__ == "__main__":

@@ -32,17 +32,23 @@ def follow(target_PR: NDArray[np.integer], begins_R: Mask) -> Positions:
         target_PR: Targets by position held (-1, 0, 1) and row.
         begins_R: First rows of runs.
     """
-    map_PR = (target_PR + 1).astype(np.int8)
-    map_PR[:, begins_R] = map_PR[1, begins_R]
-    open_rows = np.flatnonzero((map_PR != map_PR[1]).any(axis=0))
+    # what is never wanted is never held: a rule without shorts has two positions
+    lowest = min(int(target_PR.min(initial=0)), 0)
+    map_PR = (target_PR[lowest + 1 :] - lowest).astype(np.int8)
+    flat = -lowest
+    map_PR[:, begins_R] = map_PR[flat, begins_R]
+    # where every position is kept the map changes nothing: most rows of a rule that seldom trades
+    moves_R = (map_PR != np.arange(len(map_PR))[:, None]).any(axis=0) | begins_R
+    map_PM = np.ascontiguousarray(map_PR[:, moves_R])
+    open_rows = np.flatnonzero((map_PM != map_PM[flat]).any(axis=0))
     reach = 1
     while len(open_rows):
-        before_PO = map_PR[:, open_rows - reach].astype(np.intp)
-        map_PR[:, open_rows] = np.take_along_axis(map_PR[:, open_rows], before_PO, axis=0)
-        undecided = (map_PR[:, open_rows] != map_PR[1, open_rows]).any(axis=0)
+        before_PO = map_PM[:, open_rows - reach].astype(np.intp)
+        map_PM[:, open_rows] = np.take_along_axis(map_PM[:, open_rows], before_PO, axis=0)
+        undecided = (map_PM[:, open_rows] != map_PM[flat, open_rows]).any(axis=0)
         open_rows = open_rows[undecided]
         reach *= 2
-    held_R: Positions = map_PR[1] - np.int8(1)
+    held_R: Positions = (map_PM[flat, np.cumsum(moves_R) - 1] + lowest).astype(np.int8)
     return held_R
 
 
