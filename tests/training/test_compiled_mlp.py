@@ -36,6 +36,7 @@ def member(table: MarketTable, *, shorts: bool = False, **changed: Any) -> Compi
         "cost_PN": COST[:n, :n],
         "mean_F": features.mean(axis=0),
         "deviation_F": np.maximum(features.std(axis=0), 1e-6),
+        "gain_F": np.linspace(0.2, 1.0, table.n_features),
         "huber_delta": 1.0,
         "tau": 0.05,
         "weight_decay": 0.1,
@@ -62,7 +63,8 @@ def inputs(table: MarketTable, rows: NDArray[np.int64], *, clip: float = 2.0) ->
     features = table.features_TF[table.start_rows].astype(np.float64)
     deviation = np.maximum(features.std(axis=0), 1e-6)
     z = (table.features_TF[rows] - features.mean(axis=0).astype(np.float32)) / deviation.astype(np.float32)
-    return torch.from_numpy(z).clamp(-clip, clip)
+    gain = np.linspace(0.2, 1.0, table.n_features, dtype=np.float32)
+    return torch.from_numpy(z).clamp(-clip, clip) * torch.from_numpy(gain)
 
 
 def targets(mlp: CompiledMlp, table: MarketTable, rows: NDArray[np.int64]) -> torch.Tensor:
@@ -260,6 +262,7 @@ def test_padding_holds_nothing_after_many_updates() -> None:
         ({"cost_PN": COST}, r"cost_PN is \(3, 3\)"),
         ({"mean_F": np.zeros(1)}, "mean_F"),
         ({"deviation_F": np.zeros(5)}, "deviation_F"),
+        ({"gain_F": np.zeros(1)}, "gain_F"),
         ({"rows": np.array([], dtype=np.int64)}, "at least one row"),
         ({"rows": np.array([399])}, "table of 400"),
         ({"rows": np.array([0])}, "row 0 and 0 others have no step"),

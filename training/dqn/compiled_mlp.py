@@ -97,6 +97,7 @@ class CompiledMlp:
         seed: Of weights and draws.
         mean_F: Means of the features over the training rows.
         deviation_F: Their standard deviations, > 0.
+        gain_F: Factor of each normalised and clipped feature; None: one.
         input_clip: Normalised features are clipped to it.
 
     Raises:
@@ -115,6 +116,7 @@ class CompiledMlp:
         cost_PN: Float,
         mean_F: NDArray[np.floating],
         deviation_F: NDArray[np.floating],
+        gain_F: NDArray[np.floating] | None = None,
         huber_delta: float = 1.0,
         tau: float = 0.005,
         weight_decay: float = 0.0,
@@ -145,8 +147,14 @@ class CompiledMlp:
             raise TrainingError(f"tau is {tau}: give more than 0 (never moves) and at most 1 (a copy)")
         if batch_bars < 1 or not self.hidden or min(self.hidden) < 1:
             raise TrainingError(f"{batch_bars} bars for hidden layers {self.hidden}: give at least one of each")
-        for name, array, shape in (("cost_PN", cost_PN, (n, n)), ("mean_F", mean_F, (features,)),
-                                   ("deviation_F", deviation_F, (features,))):  # fmt: skip
+        gain_F = np.ones(features) if gain_F is None else gain_F
+        shaped = {
+            "cost_PN": (cost_PN, (n, n)),
+            "mean_F": (mean_F, (features,)),
+            "deviation_F": (deviation_F, (features,)),
+            "gain_F": (gain_F, (features,)),
+        }
+        for name, (array, shape) in shaped.items():
             if array.shape != shape or not np.isfinite(array).all():
                 raise TrainingError(f"{name} is {array.shape} with numbers {array!r}: give finite ones, {shape}")
         if not (np.asarray(deviation_F) > 0.0).all():
@@ -155,8 +163,7 @@ class CompiledMlp:
         self.gamma, self.scale = gamma, scale
         self._table = table
         self._features = features
-        self._mean_F = np.ascontiguousarray(mean_F, dtype=np.float32)
-        self._inverse_F = np.ascontiguousarray(1.0 / np.asarray(deviation_F, dtype=np.float64), dtype=np.float32)
+        self._unit_3F = np.stack([mean_F, 1.0 / np.asarray(deviation_F, dtype=np.float64), gain_F]).astype(np.float32)
         self._number_K = np.array(
             [gamma, scale, huber_delta, tau, weight_decay, grad_clip, input_clip, input_l1, weight_average]
         )
@@ -291,7 +298,7 @@ class CompiledMlp:
         active_H = np.zeros(sum(self.hidden), dtype=np.bool_)
         kernels.evaluate(
             np.ascontiguousarray(rows, dtype=np.int64), self._features, np.ascontiguousarray(observations_TG),
-            self._mean_F, self._inverse_F, self._number_K, self._layout_DK,
+            self._unit_3F, self._number_K, self._layout_DK,
             self._flat(by), self._work, self._room, value_RN, active_H,
         )  # fmt: skip
         return value_RN, active_H
@@ -299,8 +306,8 @@ class CompiledMlp:
     @property
     def _batch_arguments(self) -> tuple[Any, ...]:
         return (
-            self._features, self._table.observations_TG, self._table.reward_TPN, self._mean_F, self._inverse_F,
-            self._number_K, self._cost_NN, self._layout_DK, self._online_P, self._target_P,
+            self._features, self._table.observations_TG, self._table.reward_TPN, self._unit_3F, self._number_K,
+            self._cost_NN, self._layout_DK, self._online_P, self._target_P,
         )  # fmt: skip
 
     @property

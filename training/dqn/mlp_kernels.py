@@ -103,16 +103,14 @@ def _backward(
 
 
 @machine_code
-def normalise(
-    row: int, features: int, observation_TG: Any, mean_F: Any, inverse_F: Any, clip: Any, out: Any, at: int
-) -> None:
-    """Write one row's features as clipped deviations."""
+def normalise(row: int, features: int, observation_TG: Any, unit_3F: Any, clip: Any, out: Any, at: int) -> None:
+    """Write one row's features as clipped deviations times gains; `unit_3F`: mean, one over deviation, gain."""
     row_G = observation_TG[row]
     out_F = out[at : at + features]
     for f in range(features):
-        z = (row_G[f] - mean_F[f]) * inverse_F[f]
+        z = (row_G[f] - unit_3F[0, f]) * unit_3F[1, f]
         z = min(z, clip)
-        out_F[f] = max(z, -clip)
+        out_F[f] = max(z, -clip) * unit_3F[2, f]
 
 
 @machine_code
@@ -139,7 +137,7 @@ def _costs(reward_TPN: Any, row: int, shorts: bool) -> tuple[float, float]:  # n
 
 @machine_code
 def compute_gradient(
-    row_B: Any, features: int, observation_TG: Any, reward_TPN: Any, mean_F: Any, inverse_F: Any, number_K: Any,
+    row_B: Any, features: int, observation_TG: Any, reward_TPN: Any, unit_3F: Any, number_K: Any,
     cost_NN: Any, layout_DK: Any, weight_P: Any, target_P: Any, work: Any, target_work: Any, delta: Any,
     gradient_P: Any, flipped: Any, zero_Z: Any, y_BN: Any, td_BN: Any,
 ) -> float:  # fmt: skip
@@ -155,8 +153,8 @@ def compute_gradient(
         for line in range(_REWARD_LINES):
             prefetch(reward_TPN, row_B[i], line * LINE_BYTES)
     for i in range(bars):
-        normalise(row_B[i], features, observation_TG, mean_F, inverse_F, clip, work, i * width)
-        normalise(row_B[i] + 1, features, observation_TG, mean_F, inverse_F, clip, work, (rows + i) * width)
+        normalise(row_B[i], features, observation_TG, unit_3F, clip, work, i * width)
+        normalise(row_B[i] + 1, features, observation_TG, unit_3F, clip, work, (rows + i) * width)
     forward(layout_DK, weight_P, work, 0, work, 2 * rows)
     forward(layout_DK, target_P, work, rows * width, target_work, rows)
 
@@ -248,7 +246,7 @@ def apply_gradient(
 @machine_code
 def train(
     row_R: Any, rate_U: Any, generator_1: Any, step_1: Any, sum_K: Any, kept_td_S: Any,
-    features: int, observation_TG: Any, reward_TPN: Any, mean_F: Any, inverse_F: Any, number_K: Any,
+    features: int, observation_TG: Any, reward_TPN: Any, unit_3F: Any, number_K: Any,
     cost_NN: Any, layout_DK: Any, weight_P: Any, target_P: Any, mean_P: Any, first_P: Any, second_P: Any,
     work: Any, target_work: Any, delta: Any, gradient_P: Any, flipped: Any, zero_Z: Any,
     row_B: Any, y_BN: Any, td_BN: Any, lane_L: Any,
@@ -260,7 +258,7 @@ def train(
         for i in range(bars):
             row_B[i] = row_R[next_below(generator_1, row_R.shape[0])]
         loss = compute_gradient(
-            row_B, features, observation_TG, reward_TPN, mean_F, inverse_F, number_K, cost_NN, layout_DK,
+            row_B, features, observation_TG, reward_TPN, unit_3F, number_K, cost_NN, layout_DK,
             weight_P, target_P, work, target_work, delta, gradient_P, flipped, zero_Z, y_BN, td_BN,
         )  # fmt: skip
         norm = _norm(gradient_P, lane_L)
@@ -283,7 +281,7 @@ def train(
 
 @machine_code
 def evaluate(
-    row_R: Any, features: int, observation_TG: Any, mean_F: Any, inverse_F: Any, number_K: Any, layout_DK: Any,
+    row_R: Any, features: int, observation_TG: Any, unit_3F: Any, number_K: Any, layout_DK: Any,
     weight_P: Any, work: Any, room: int, value_RN: Any, active_H: Any,
 ) -> None:  # fmt: skip
     """Write the values of rows, `room` at a time, and which hidden units were ever more than zero."""
@@ -292,7 +290,7 @@ def evaluate(
     for begin in range(0, row_R.shape[0], room):
         count = min(room, row_R.shape[0] - begin)
         for i in range(count):
-            normalise(row_R[begin + i], features, observation_TG, mean_F, inverse_F, clip, work, i * width)
+            normalise(row_R[begin + i], features, observation_TG, unit_3F, clip, work, i * width)
         forward(layout_DK, weight_P, work, 0, work, (count + ROWS - 1) // ROWS * ROWS)
         for i in range(count):
             for n in range(value_RN.shape[1]):
