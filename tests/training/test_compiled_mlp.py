@@ -1,7 +1,11 @@
 """The compiled learner against the same mathematics in torch, and against itself."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -324,3 +328,37 @@ def test_the_deviation_of_a_reverting_price_is_traded_near_the_optimum() -> None
     decisions = follow(np.stack([best_PR[0], best_PR[0], best_PR[1]]))
     optimum = world.solve()
     assert 1.0 - score(world, optimum, unseen, decisions).regret / optimum.gain > 0.95
+
+
+NARROW = """
+import sys
+import llvmlite.binding
+every = llvmlite.binding.get_host_cpu_features
+def narrow():
+    features = every()
+    for name in features:
+        features[name] = features[name] and not name.startswith("avx512")
+    return features
+llvmlite.binding.get_host_cpu_features = narrow
+from training import instructions
+assert (instructions.LANES, instructions.ROWS) == (8, 4)
+sys.path.insert(0, sys.argv[1])
+from test_compiled_mlp import market, member
+mlp = member(market(), shorts=True)
+mlp.run(20, 1e-3)
+print(sum(float(abs(array).sum(dtype="f8")) for array in mlp.weights().values()).hex())
+"""
+
+
+@pytest.mark.slow
+def test_a_processor_with_narrower_vectors_learns_the_same(tmp_path: Path) -> None:
+    mlp = member(market(), shorts=True)
+    mlp.run(20, 1e-3)
+    total = sum(float(abs(array).sum(dtype=np.float64)) for array in mlp.weights().values())
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", NARROW, str(here)], cwd=here.parents[1], capture_output=True, text=True, check=False,
+        env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert float.fromhex(done.stdout.strip()) == pytest.approx(total, rel=1e-6)
