@@ -13,16 +13,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 
 from training.dqn.checkpoint import CheckpointStore, one_trainer
 from training.dqn.doctor import Doctor, Finding
 from training.dqn.history import History, TensorBoardLog
-from training.dqn.run_facts import Facts, write_run_facts
+from training.dqn.run_facts import Facts, run_facts, write_run_facts
 from training.dqn.run_report import write_report
 from training.errors import TrainingError
+
+if TYPE_CHECKING:
+    from training.dqn.ensemble import Ensemble
+
+CODE_FORMAT = 1
+"""Of what a state holds: a checkpoint of another one is refused."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -59,6 +65,67 @@ class Steppable(Protocol):
     def restore(self, state: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
         """Go on from a state."""
         ...
+
+
+def in_folder(
+    run_dir: Path,
+    *,
+    configuration: Mapping[str, Any],
+    feature_names: Sequence[str],
+    feature_hash: str,
+    groups: int,
+    data: str,
+    on_progress: Callable[[int, int], None] | None = None,
+    on_finding: Callable[[Finding], None] | None = None,
+    budget_s: float | None = None,
+    log_dir: Path | None = None,
+) -> Callable[[Ensemble], None]:
+    """Return what drives an ensemble to its end in a folder: the loop of `train_ensemble`, and everything beside it.
+
+    Args:
+        run_dir: The run's folder.
+        configuration: The whole of it, as JSON: a checkpoint of another one is refused.
+        feature_names: (F,) of the table's columns.
+        feature_hash: Of the feature spec.
+        groups: Feature groups.
+        data: Fingerprint of the bars.
+        on_progress: Called with updates done and planned.
+        on_finding: See `train_in`.
+        budget_s: See `train_in`.
+        log_dir: See `train_in`.
+    """
+
+    def drive(ensemble: Ensemble) -> None:
+        settings, planned = ensemble.settings, ensemble.settings.updates
+        rows = ensemble.table.start_rows
+        train_in(
+            run_dir,
+            ensemble,
+            identity={
+                "configuration": configuration,
+                "feature_spec": feature_hash,
+                "data": data,
+                "table": {"rows": len(rows), "first": int(rows[0]), "last": int(rows[-1])},
+                "code_format": CODE_FORMAT,
+            },
+            facts=run_facts(
+                configuration,
+                ensemble.table,
+                feature_names,
+                reward_scale=ensemble.bars.reward_scale,
+                planned_updates=None if budget_s is not None else planned,
+                validation_bars=min(len(one.own) for one in ensemble.members),
+                groups=groups if settings.network == "attention" else 1,
+                parameters=sum(one[0].numel() for one in ensemble.learners[0].weights()[0].values()),
+            ),
+            checkpoint_updates=max(1, settings.checkpoint_episodes * settings.episode_bars // settings.batch_bars),
+            on_progress=None if on_progress is None else lambda updates: on_progress(updates, planned),
+            on_finding=on_finding,
+            budget_s=budget_s,
+            log_dir=log_dir,
+        )
+
+    return drive
 
 
 def train_in(
