@@ -74,7 +74,7 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = MappingProxyType(
                     "updates": 20_000,  # ours
                     "batch_bars": 64,  # ours
                     "n_envs": 16,  # ours
-                    "steps_per_update": 64.0,  # ours: the floor of exploration is reached before the end
+                    "steps_per_update": 80.0,  # ours: the floor of exploration is reached before the end
                     "checkpoint_episodes": 25,  # stated
                 },
                 "exits": {"head": "sigmoid_mse"},  # stated

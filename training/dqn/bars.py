@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from training.errors import TrainingError
@@ -154,3 +155,20 @@ def left_out(table: MarketTable, rows: Int, block: Int, embargo_bars: int) -> In
         first = max(int(own.min()) - embargo_bars, int(of_symbol[0]))
         near_T[first : min(int(own.max()) + embargo_bars, int(of_symbol[-1])) + 1] = True
     return rows[~near_T[rows]]
+def earliest(table: MarketTable, rows: Int, count: int) -> Int:
+    """Return the rows of the earliest closes, of all symbols alike: at least `count`, where there are so many."""
+    return rows[_first_closes(table.close_ns_T[rows], count)]
+
+
+def latest(table: MarketTable, rows: Int, count: int) -> Int:
+    """Return the rows of the latest closes, of all symbols alike: at least `count`, where there are so many."""
+    return rows[_first_closes(-table.close_ns_T[rows], count)]
+
+
+def _first_closes(close_R: Int, count: int) -> NDArray[np.bool_]:
+    if len(close_R) <= count:
+        return np.ones(len(close_R), dtype=np.bool_)
+    within_R: NDArray[np.bool_] = close_R <= np.partition(close_R, count - 1)[count - 1]
+    return within_R
+
+

@@ -28,7 +28,7 @@ class Paid:
     """What following values paid on a stretch of rows.
 
     Args:
-        log_R: After-cost log growth of each row.
+        log_R: After-cost log growth of each row, in the order of time: blocks hold all symbols, which move together.
         turnover: Sides a bar.
         target_shares: Share of the rows at which each position was held.
     """
@@ -90,6 +90,7 @@ def pay(
     held_R = follow(target_PR, begins_R)
     before_R = held_before(held_R, begins_R)
     log_R = table.reward_TPN[rows, before_R.astype(np.int64) + 1, held_R.astype(np.int64) + 1]
+    log_R = log_R[np.argsort(table.close_ns_T[rows], kind="stable")]
     shares = {positions[k]: float((held_R == positions[k]).mean()) for k in range(count)}
     return Paid(log_R, float(np.abs(held_R.astype(np.int64) - before_R).mean()), shares)
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.dqn.bars import Bars, blocks_in_time, learnable_rows, left_out
+from training.dqn.bars import Bars, blocks_in_time, earliest, latest, learnable_rows, left_out
 from training.dqn.belief import FACTORS, Belief, Paid, believe, pay
 from training.dqn.learner import Learner
 from training.dqn.served import EnsembleValues
@@ -124,11 +124,15 @@ def members_of(table: MarketTable, settings: DqnSettings, seed: int, *, embargo_
             f"{len(rows)} bars with complete features to learn from: at least {10 * count} are needed, give more bars"
         )
     blocks = blocks_in_time(table, rows, count)
+    if not all(len(block) for block in blocks):
+        closes = len(np.unique(table.close_ns_T[rows]))
+        raise TrainingError(f"bars of {closes} closes cannot be cut into {count} blocks of time: give a longer span")
     members = []
     for place in range(settings.members):
         # a single member leaves out the newest block
         own = blocks[count - 1 - place]
-        embargo = min(embargo_bars, int(len(own) * EMBARGO_SHARE) // len(table.symbols))
+        # a target reaches `n_step` bars ahead, whatever the features remember
+        embargo = max(settings.n_step, min(embargo_bars, int(len(own) * EMBARGO_SHARE) // len(table.symbols)))
         members.append(Member(seed + 1_000 * place, left_out(table, rows, own, embargo), own))
     return members
 
@@ -254,8 +258,8 @@ class Ensemble:
             looks.append(learner.look(self.members[places[0]].rows))
             for column, place in enumerate(places):
                 member = self.members[place]
-                validation.append(self._paid(learner, column, member.own[:WATCHED_ROWS]))
-                training.append(self._paid(learner, column, member.rows[-WATCHED_ROWS:]))
+                validation.append(self._paid(learner, column, earliest(self.table, member.own, WATCHED_ROWS)))
+                training.append(self._paid(learner, column, latest(self.table, member.rows, WATCHED_ROWS)))
         joined = {name: _joined([look[name] for look in looks]) for name in looks[0]}
         record = {
             "update": self.updates,
@@ -330,7 +334,7 @@ class Ensemble:
     def _own_rows(self) -> Iterator[tuple[Learner, int, Int]]:
         for learner, places in zip(self.learners, self._places, strict=True):
             for column, place in enumerate(places):
-                yield learner, column, self.members[place].own[:BELIEF_ROWS]
+                yield learner, column, earliest(self.table, self.members[place].own, BELIEF_ROWS)
 
     def finished(self, *, wall_s: float, stopped_by_budget: bool, exits: TrainedExits | None = None) -> TrainedEnsemble:
         """Return the trained ensemble, with its exit head where there is one."""

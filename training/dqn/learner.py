@@ -73,13 +73,14 @@ class Learner:
         self.settings = settings
         self.bars = bars
         self.network = Network(settings, groups, len(bars.positions))
-        self.network.membership_FG = self.network.membership_FG.to(bars.device)
         drawn = self.network.initial([torch.Generator().manual_seed(seed) for seed in seeds])
+        self.network.membership_FG = self.network.membership_FG.to(bars.device)
         self.online = Flat(self.network, drawn, bars.device)
         self.target = Flat(self.network, drawn, bars.device)
         self.mean = Flat(self.network, drawn, bars.device)
         self._buffers = self._stacked_buffers(len(seeds))
         self._target_buffers = self._stacked_buffers(len(seeds))
+        self._mean_buffers = self._stacked_buffers(len(seeds))
         self._moment_EW = torch.zeros_like(self.online.values_EW)
         self._square_EW = torch.zeros_like(self.online.values_EW)
         self._first = self.online.place(self.network.first)
@@ -163,7 +164,7 @@ class Learner:
         weights_EW.sub_(self._moment_EW / size_EW * (rate_E1 / (1.0 - BETAS[0] ** step)))
 
     def _move(self) -> None:
-        """Move the target network, buffers included, and the running mean of the weights."""
+        """Move the target network and the running mean of the weights, buffers included."""
         settings = self.settings
         if (self.updates + 1) % settings.target_update_interval == 0:
             self.target.values_EW.lerp_(self.online.values_EW, settings.tau)
@@ -173,6 +174,8 @@ class Learner:
         # the first updates are a plain mean, so that the start is soon forgotten
         share = max(rate, 1.0 / (self.updates + 1)) if rate > 0.0 else 1.0
         self.mean.values_EW.lerp_(self.online.values_EW, share)
+        for name, one in self._mean_buffers.items():
+            one.lerp_(self._buffers[name], share)
 
     def _note(self, loss_E: Tensor, td_EB: Tensor) -> None:
         course = self._course
@@ -200,7 +203,7 @@ class Learner:
     def values(self, rows: Int, *, weights: Flat | None = None) -> Tensor:
         """Return (E, R, O) mean values of the running mean of the weights (or of others) at rows of the table."""
         weights = weights if weights is not None else self.mean
-        buffers = self._target_buffers if weights is self.target else self._buffers
+        buffers = self._buffers_of(weights)
         members = len(self.online.values_EW)
         found = []
         with torch.no_grad():
@@ -210,6 +213,11 @@ class Learner:
                 answer = self.network.forward(weights.views, buffers, x_EBF)
                 found.append(batch_values(self.network, answer, self._support_K))
         return torch.cat(found, dim=1)
+
+    def _buffers_of(self, weights: Flat) -> dict[str, Tensor]:
+        if weights is self.target:
+            return self._target_buffers
+        return self._mean_buffers if weights is self.mean else self._buffers
 
     def look(self, rows: Int) -> dict[str, list[float] | None]:
         """Return what the doctor asks about each member since the last look; `rows` are some rows it learns from."""
@@ -246,7 +254,7 @@ class Learner:
     def weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the exported weights by name, (E, ...), and the buffers."""
         named = {name: view.detach().cpu().clone() for name, view in self.mean.views.items()}
-        return named, {name: one.cpu().clone() for name, one in self._buffers.items()}
+        return named, {name: one.cpu().clone() for name, one in self._mean_buffers.items()}
 
     def state(self) -> dict[str, Any]:
         """Return everything that the rest of the training depends on."""
@@ -260,6 +268,7 @@ class Learner:
             "square": self._square_EW,
             "buffers": dict(self._buffers),
             "target_buffers": dict(self._target_buffers),
+            "mean_buffers": dict(self._mean_buffers),
             "experience": self.experience.state(),
             "course": {
                 "updates": course.updates,
@@ -277,7 +286,9 @@ class Learner:
             (self._moment_EW, "moment"), (self._square_EW, "square"),
         ):  # fmt: skip
             mine.copy_(torch.as_tensor(state[kept]))
-        for own, name in ((self._buffers, "buffers"), (self._target_buffers, "target_buffers")):
+        for own, name in (
+            (self._buffers, "buffers"), (self._target_buffers, "target_buffers"), (self._mean_buffers, "mean_buffers"),
+        ):  # fmt: skip
             for key, one in own.items():
                 one.copy_(torch.as_tensor(state[name][key]))
         self.experience.restore(state["experience"])

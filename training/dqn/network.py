@@ -109,7 +109,7 @@ class Network:
         return 1 if self.settings.value_heads == "post_decision" else self.n_targets
 
     def initial(self, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        """Draw the weights of one member from each generator: He's uniform law; biases and shifts zero."""
+        """Draw the weights of one member from each generator: uniform, of variance 1 / inputs; biases zero."""
         return {
             name: torch.stack([self._drawn(name, shape, generator) for generator in generators])
             for name, shape in self.shapes().items()

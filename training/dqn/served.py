@@ -66,7 +66,8 @@ class EnsembleValues(Served):
         exits: ExitFace | None = None,
     ) -> None:
         super().__init__()
-        self._network = network
+        # of its own: an export leaves a stand-in for the membership behind
+        self._network = Network(network.settings, network.groups, network.n_targets)
         self._names = tuple(weights)
         self._buffer_names = tuple(buffers)
         for name, one in (*weights.items(), *buffers.items()):

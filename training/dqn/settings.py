@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from brokers.configuration import Section
+
+Width = Annotated[int, Field(ge=1, le=4_096)]
 
 
 class DqnSettings(Section):
@@ -20,7 +22,7 @@ class DqnSettings(Section):
     """Networks of different seeds, trained at once; each leaves out another fifth of the training span."""
     network: Literal["attention", "mlp"] = "attention"
     """Self-attention over feature groups, or layers over all features."""
-    hidden: tuple[int, ...] = Field((64,), min_length=1)
+    hidden: tuple[Width, ...] = Field((64,), min_length=1)
     """Widths of the hidden layers (ReLU); of the attention network, those behind the groups."""
     group_width: int = Field(16, ge=2, le=256)
     """Numbers that stand for one feature group (attention)."""
@@ -139,3 +141,12 @@ class DqnSettings(Section):
                 f"{self.evaluations} evaluations never outlast lr_patience {self.lr_patience}: raise evaluations"
             )
         return self
+        if self.replay == "transitions" and self.buffer_size < self.n_envs:
+            raise ValueError(
+                f"a buffer_size of {self.buffer_size} does not hold one step of {self.n_envs} n_envs: raise it"
+            )
+        if self.exploration_final > self.exploration_initial:
+            raise ValueError(
+                f"exploration_final {self.exploration_final} is above exploration_initial {self.exploration_initial}: "
+                "exploration falls"
+            )
