@@ -107,6 +107,12 @@ def test_every_symptom_has_causes_and_every_cause_a_symptom() -> None:
     assert {name for priors in PRIORS.values() for name in priors} == set(CAUSES)
 
 
+def test_the_manual_has_every_symptom_and_every_cause() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "training-doctor.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    assert told == [*SYMPTOMS, *CAUSES]
+
+
 def test_a_change_names_the_setting_where_it_stands() -> None:
     records = course(dead_units=lambda n: [0.1 if n < 3 else 0.9] * 2, lr=[3.0] * 2)
     for training, change in (
