@@ -4,6 +4,9 @@ A kernel is compiled when first called (never at import) and kept on disk beside
 does not hold the interpreter's lock. Products may be fused with the sum that follows them, nothing else is reordered:
 the same call gives the same bits again on the same kind of processor. Division by zero gives infinity, as in NumPy.
 
+Code that was kept is compiled again when its own file changes, not when a kernel that it calls from another file does:
+whoever changes this file or `training.instructions` empties the folders of kept code (`make clean`).
+
 The generator is SplitMix64 (Steele, Lea & Flood 2014, "Fast Splittable Pseudorandom Number Generators"): its state is
 one uint64 in an array, so that it can be saved between any two draws.
 """
