@@ -180,7 +180,7 @@ def test_the_planted_edge_of_the_synthetic_market_is_found_and_its_absence_as_we
         code, stdout, stderr = run(
             "evaluate", "--out", str(tmp_path / edge), "--folds", "2", "--seeds", "2", "--json",
             "--set", "exchange.synthetic.bars=60000", "--set", f"exchange.synthetic.edge={edge}",
-            "--set", "exchange.synthetic.seed=4711",
+            "--set", "exchange.synthetic.seed=4711", "--set", "training.preset=reference",
         )  # fmt: skip
         assert code == 0, stderr
         skilled[edge] = json.loads(stdout)["verdict"]["skill"]
