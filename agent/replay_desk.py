@@ -48,10 +48,9 @@ class ReplayDesk:
     ) -> None:
         self._engine = engine
         self._state = state
-        self._instruments = instruments
         self._calendar = calendar
         self._period = period
-        self._brackets = brackets
+        self._has_brackets = {symbol: rules.asset_class.value in brackets for symbol, rules in instruments.items()}
         self._known: dict[str, KnownOrder] = {}
         self._entries: dict[tuple[str, Side], Intent] = {}
         self._decided: dict[str, datetime] = {}
@@ -163,8 +162,7 @@ class ReplayDesk:
     def _send(self, intent: Intent, qty: Decimal) -> Reason:
         state = self._state
         client_id = client_order_id(intent.intent_id, 1)
-        at_venue = self._instruments[intent.symbol].asset_class.value in self._brackets
-        request = request_of(intent, client_id, qty, at_venue=at_venue)
+        request = request_of(intent, client_id, qty, at_venue=self._has_brackets[intent.symbol])
         try:
             order = self._engine.accept(request)
         except RejectedError as error:

@@ -103,7 +103,7 @@ class ReferenceBar:
         return cls(volume=volume, sigma=math.log(high / low) * _PARKINSON)
 
 
-@lru_cache(maxsize=4_096, typed=True)
+@lru_cache(maxsize=1_024, typed=True)
 def decimal_of(number: float) -> Decimal:
     """Return the shortest decimal that is this float: a bar's price as its file writes it, a limit as it was set."""
     return Decimal(repr(number))

@@ -363,7 +363,8 @@ def round_trips(executions: Executions, splits: Sequence[Split] = ()) -> list[Ro
     An execution that turns a position closes one trip and opens the next, its fee shared by quantity. Profit is
     what the executions brought in cash, so a split in between changes nothing of it; dividends are not in it.
     """
-    events: list[tuple[int, int, int]] = [(int(at), 1, n) for n, at in enumerate(executions.at_ns)]
+    signed_qty, prices, fees = executions.signed_qty.tolist(), executions.price.tolist(), executions.fee.tolist()
+    events: list[tuple[int, int, int]] = [(at, 1, n) for n, at in enumerate(executions.at_ns.tolist())]
     events += [(split.at_ns, 0, n) for n, split in enumerate(splits)]
     open_trips: dict[str, _OpenTrip] = {}
     closed: list[RoundTrip] = []
@@ -376,7 +377,7 @@ def round_trips(executions: Executions, splits: Sequence[Split] = ()) -> list[Ro
                 trip.largest *= splits[n].ratio
             continue
         symbol = executions.symbol[n]
-        qty, price, fee = float(executions.signed_qty[n]), float(executions.price[n]), float(executions.fee[n])
+        qty, price, fee = signed_qty[n], prices[n], fees[n]
         trip = open_trips.get(symbol)
         if trip is not None and trip.qty * qty < 0.0:
             part = min(1.0, abs(trip.qty / qty))
@@ -426,7 +427,7 @@ def _floats(column: _Column) -> Float:
     values = column.to_numpy()
     if values.dtype == np.float64:
         return values
-    return np.array([float(value) for value in column.to_list()], dtype=np.float64)
+    return np.array([float(value) for value in values], dtype=np.float64)
 
 
 def _times(column: _Column) -> Int:
