@@ -8,6 +8,7 @@ Axes: T closes, N bars of a symbol, F features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -195,10 +196,11 @@ def _closes(settings: Settings, series: Mapping[str, BarSeries], calendar: Tradi
 
 def _check_bars(bars: BarSeries, begin_ns: int) -> None:
     """Leave bars that the live cycle refuses to it."""
-    columns = np.stack([bars.open, bars.high, bars.low, bars.close, bars.adj_factor])
-    is_good = np.isfinite(columns).all() and (columns > 0.0).all()
-    is_good = is_good and np.isfinite(bars.volume).all() and (bars.volume >= 0.0).all()
-    is_good = is_good and (bars.high >= np.maximum(bars.open, bars.close)).all()
+    positive = (bars.open, bars.high, bars.low, bars.close, bars.adj_factor)
+    # what is not a number is neither above zero nor below infinity, and so is its whole column's extreme
+    is_good = all(float(column.min()) > 0.0 and float(column.max()) < math.inf for column in positive)
+    is_good = is_good and float(bars.volume.min()) >= 0.0 and float(bars.volume.max()) < math.inf
+    is_good = is_good and bool((bars.high >= np.maximum(bars.open, bars.close)).all())
     if not (is_good and (bars.low <= np.minimum(bars.open, bars.close)).all()):
         raise NotFastError(f"bars of {bars.symbol} hold prices or volumes that no market has")
     # from the venue's begin to a bar's close its history must not change under it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
@@ -167,6 +168,10 @@ def check_prices(series: BarSeries) -> None:
         FeatureError: Names the first such bar.
     """
     columns = (series.open, series.high, series.low, series.close, series.volume, series.adj_factor)
+    if len(series) and all(float(column.max()) < math.inf for column in columns):  # False where one is not a number
+        positive = (series.open, series.high, series.low, series.close, series.adj_factor)
+        if all(float(column.min()) > 0.0 for column in positive) and float(series.volume.min()) >= 0.0:
+            return
     for place in np.flatnonzero(~usable(np.column_stack(columns))):
         raise FeatureError(f"{series.bar(int(place))} has a price or volume that no market has: {REMEDY}")
 
