@@ -25,6 +25,7 @@ SYNTHETIC = [
     "--set",
     "training.dqn.members=1",
 ]
+PLAIN = ["--set", "training.features=tutorial", "--set", 'training.exits.head="off"']
 SMALL = [
     *SYNTHETIC, "--set", "training.features=tutorial", "--set", "evaluation.resamples=200",
     "--set", "evaluation.draws=3", "--set", "evaluation.cuts=1", "--folds", "2", "--seeds", "2",
@@ -106,9 +107,7 @@ def test_the_manifest_stands_before_anything_is_scored(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("policy") / "bundle"
-    code, _, stderr = run(
-        "dqn", "--out", str(folder), *SYNTHETIC, "--set", "training.features=tutorial", "--end", "2024-01-08"
-    )
+    code, _, stderr = run("dqn", "--out", str(folder), *SYNTHETIC, *PLAIN, "--end", "2024-01-08")
     assert code == 0, stderr
     return folder
 
