@@ -392,6 +392,7 @@ def trainers() -> dict[str, Trainer]:
         "`tandem train dqn`, one member: MLP 64 x 64, compiled": learner(network="mlp", hidden=(64, 64)),
         "all-action, plain torch, 64 x 64": plain_torch(Plan()),
         "all-action, compiled, 64 x 64": compiled(Plan()),
+        "all-action, compiled, 64 x 64, no pull of the inputs": compiled(Plan(input_l1=0.0)),
         "all-action, compiled, 32 x 32": compiled(Plan(hidden=(32, 32))),
     }
 
