@@ -78,6 +78,9 @@ GROSS_ERRORS = 2.0
 WRONG_ERRORS = 3.0
 """Before costs nobody loses by three standard errors who knows nothing: it must know something, the wrong way round."""
 
+WATCHED_ROWS = 4096
+"""Rows of each side that an evaluation looks at."""
+
 EVALUATIONS_MIN = 5
 """Evaluations before a course is judged; single values that cannot be right are told at once."""
 PROGRESS_MIN = 0.5
@@ -315,16 +318,11 @@ def _overfit(course: Course) -> Seen | None:
         return None
     train_K, other_K, error_K = course.mean("train_bps"), course.mean("validation_bps"), _error(course)
     gap_K = train_K - other_K
-    least = _least_error(course)
-    wrong_K = (
-        (gap_K > OVERFIT_ERRORS * np.maximum(error_K, least))
-        & (least + error_K > 0.0)
-        & (gap_K > OVERFIT_SHARE * train_K)
-        & (train_K > 0.0)
-    )
+    least_K = np.maximum(_gap_error(course), _least_error(course))
+    wrong_K = (gap_K > OVERFIT_ERRORS * least_K) & (least_K > 0.0) & (gap_K > OVERFIT_SHARE * train_K) & (train_K > 0.0)
     if not wrong_K[-2:].all():
         return None
-    errors = gap_K[-1] / max(math.sqrt(2.0) * error_K[-1], 1e-12)
+    errors = gap_K[-1] / least_K[-1]
     return int(wrong_K.argmax()), (
         f"training {train_K[-1]:+.2f} bp per bar, validation {other_K[-1]:+.2f} with an error of {error_K[-1]:.2f}",
         f"the gap is {errors:.1f} errors of a difference; it was {gap_K[0]:+.2f} bp at first",
@@ -395,6 +393,14 @@ def _wrong_way(course: Course) -> Seen | None:
         f"validation loses {-gross:.2f} bp per bar before any cost, {-gross / error:.1f} standard errors below zero",
         f"training {course.late(course.mean('train_bps')):+.2f} bp per bar",
     )
+
+
+def _gap_error(course: Course) -> Float:
+    """Return (K,) the standard error of training minus validation; the members are trained on much the same rows."""
+    bars, own = course.fact("data", "train_bars"), course.fact("data", "validation_bars")
+    share = min(own, WATCHED_ROWS) / min(bars, WATCHED_ROWS) if bars and own else 1.0
+    one_K = np.square(course.members("validation_error_bps")).mean(axis=1) * min(share, 1.0)
+    return np.asarray(np.sqrt(np.square(_error(course)) + one_K))
 
 
 def _least_error(course: Course) -> float:
