@@ -299,9 +299,8 @@ def _may_change(answers: BatchAnswers, position: int, *, shorts: bool) -> NDArra
 
 def next_of(flags_T: NDArray[np.bool_]) -> Int:
     """Return the first True at or after each place, (T + 1,); T where there is none."""
-    count = len(flags_T)
-    places = np.append(np.where(flags_T, np.arange(count), count), count)
-    return np.asarray(np.minimum.accumulate(places[::-1])[::-1], dtype=np.int64)
+    ends = np.append(np.flatnonzero(flags_T), len(flags_T))
+    return np.repeat(ends, np.diff(ends, prepend=-1))
 
 
 def _verify(seen: Foresight, strategy: Strategy, calendar: TradingCalendar, settings: Settings) -> None:
@@ -356,5 +355,6 @@ def _same(answer: Opinion | Abstention, given: BatchAnswers, bar: int) -> bool:
         and answer.reason is given.reason
         and dict(answer.q) == {target: values[bar] for target, values in given.q.items()}
         and dict(answer.detail) == {name: values[bar] for name, values in given.detail.items()}
+        and answer.exits == given.opinion(answer.symbol, bar).exits
         and not (answer.note or answer.votes or answer.probabilities)
     )

@@ -74,7 +74,8 @@ def scope_prefix(scope: str) -> str:
 
 def intent_id(scope: str, symbol: str, close_time: datetime, side: Side, leg: Leg) -> str:
     """Return the id of a decision's intent: the scope's prefix and 24 base-32 characters (120 bits) of a SHA-256."""
-    text = "\x1f".join((scope, symbol, iso(close_time), side, leg))
+    # not out of `iso`'s memory: a replay asks for each close once
+    text = "\x1f".join((scope, symbol, iso.__wrapped__(close_time), side, leg))
     return scope_prefix(scope) + _hash(text, 24)
 
 

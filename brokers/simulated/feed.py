@@ -149,7 +149,10 @@ class Timeline:
         """
         opens_ns, has_action = [], []
         every = [feed.series[symbol] for symbol in feed.symbols]
-        closes = _distinct(np.sort(np.concatenate([series.close_ns for series in every]), kind="stable"))
+        closes = every[0].close_ns
+        if len(every) > 1:
+            closes = np.sort(np.concatenate([series.close_ns for series in every]), kind="stable")
+        closes = _distinct(closes)
         for symbol, series in zip(feed.symbols, every, strict=True):
             last = places_in(closes, series.open_ns, side="right") - 1
             opens = np.where(last < 0, series.open_ns, np.maximum(series.open_ns, closes[last] + deadline_ns))
