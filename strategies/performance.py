@@ -344,17 +344,12 @@ def drawdowns(equity_T: Float, close_ns_T: Int) -> tuple[float, int, int]:
     peak_T = np.maximum.accumulate(equity_T)
     depth = float(np.max(1.0 - equity_T / peak_T))
     under_T = equity_T < peak_T
-    index_T = np.arange(len(equity_T))
-    last_peak_T = np.maximum.accumulate(np.where(under_T, 0, index_T))
+    edges = np.flatnonzero(under_T[1:] != under_T[:-1])  # the first close is its own peak
+    if not len(edges):
+        return depth, 0, 0
     # a stretch ends at the close that recovers; the last one may not have
-    begins_T = np.concatenate(([0], last_peak_T[:-1]))
-    recovered_T = np.concatenate(([False], under_T[:-1])) & ~under_T
-    stretch_T = np.where(under_T, index_T - last_peak_T, np.where(recovered_T, index_T - begins_T, 0))
-    end = int(np.argmax(stretch_T))
-    longest = int(stretch_T[end])
-    under = np.flatnonzero(stretch_T)
-    longest_ns = int((close_ns_T[under] - close_ns_T[under - stretch_T[under]]).max()) if len(under) else 0
-    return depth, longest, longest_ns
+    peaks, ends = edges[0::2], np.append(edges[1::2] + 1, len(equity_T) - 1)[: (len(edges) + 1) // 2]
+    return depth, int((ends - peaks).max()), int((close_ns_T[ends] - close_ns_T[peaks]).max())
 
 
 def round_trips(executions: Executions, splits: Sequence[Split] = ()) -> list[RoundTrip]:
