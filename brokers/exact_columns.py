@@ -24,6 +24,8 @@ _SPLITTER = 134_217_729.0  # 2^27 + 1
 WHOLE_MAX = 2.0**53
 """Integers below it are floats."""
 _BITS_MAX = 104
+_BLOCK = 8_192
+"""Rows that are computed at a time, where there are many columns on the way."""
 _TIE = 1e-6
 """Distance from a tie, in units of the last place, below which a rounding is reported as doubtful."""
 
@@ -50,16 +52,24 @@ class Pair:
 
     def over(self, other: Pair) -> tuple[Float, Bool]:
         """Return the quotient rounded to float, and the rows in which the rounding is doubtful."""
-        first = self.high / other.high
-        product, error = _two_product(first, other.high)
-        rest = (self.high - product) - error + (self.low - first * other.low)
-        second = rest / other.high
-        total = first + second
-        lost = np.abs(second - (total - first))
-        step = np.spacing(np.abs(total))
-        # at a power of two the floats below lie half as far apart
-        doubtful = (np.abs(lost / step - 0.5) < _TIE) | (np.abs(lost / step - 0.25) < _TIE)
-        return total, doubtful | ~np.isfinite(total)
+        total, doubtful = np.empty(len(self)), np.empty(len(self), dtype=np.bool_)
+        for begin in range(0, len(self), _BLOCK):
+            rows = slice(begin, begin + _BLOCK)
+            total[rows], doubtful[rows] = _quotient(self.high[rows], self.low[rows], other.high[rows], other.low[rows])
+        return total, doubtful
+
+
+def _quotient(high: Float, low: Float, by_high: Float, by_low: Float) -> tuple[Float, Bool]:
+    """Return (high + low) / (by_high + by_low), and where its rounding is doubtful."""
+    first = high / by_high
+    product, error = _two_product(first, by_high)
+    rest = (high - product) - error + (low - first * by_low)
+    second = rest / by_high
+    total = first + second
+    lost = np.abs(second - (total - first)) / np.spacing(np.abs(total))
+    # at a power of two the floats below lie half as far apart
+    doubtful = (np.abs(lost - 0.5) < _TIE) | (np.abs(lost - 0.25) < _TIE)
+    return total, doubtful | ~np.isfinite(total)
 
 
 def constants(numbers: list[int]) -> Pair:
@@ -101,8 +111,15 @@ def quantised_units(price_T: Float) -> Float:
     Raises:
         ExactError: A price too large, or none.
     """
+    whole = np.empty(len(price_T))
+    for begin in range(0, len(price_T), _BLOCK):
+        whole[begin : begin + _BLOCK] = _whole_units(price_T[begin : begin + _BLOCK])
+    return whole
+
+
+def _whole_units(price_T: Float) -> Float:
     scaled, error = _two_product(price_T, np.full_like(price_T, 1e9))
-    if len(scaled) and not float(np.abs(scaled).max()) < WHOLE_MAX / 2:
+    if not float(np.abs(scaled).max()) < WHOLE_MAX / 2:
         raise ExactError(f"a price of {float(price_T.max())} has no units of 1e-9 that a float holds")
     whole = np.rint(scaled)
     # only at half a unit, from which rint went to an even number, does the product's error decide
