@@ -59,6 +59,7 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = MappingProxyType(
                     "weight_decay": 0.0,  # ours: plain Adam
                     "input_l1": 0.0,  # ours
                     "weight_average": 0.0,  # ours: the last weights
+                    "relevance_floor": 1.0,  # ours: all columns alike
                     "belief": False,  # ours
                     "replay": "transitions",  # stated: a replay buffer of what was done
                     "prioritised": True,  # stated, with importance weights annealed and errors clipped

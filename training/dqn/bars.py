@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from training.dqn.relevance import Moments
 from training.errors import TrainingError
 from training.market import Float, Int, MarketTable
 
@@ -24,6 +25,9 @@ DEVIATION_MIN = 1e-6
 """A feature that does not move is divided by this, and stays near zero."""
 STATISTICS_ROWS = 200_000
 """Rows from which means and deviations are taken; of longer tables, evenly spread ones."""
+
+MOMENT_ROWS = 50_000
+"""Rows whose moments are taken at once."""
 
 FLAT, LONG, SHORT = 1, 2, 0
 
@@ -122,6 +126,15 @@ class Bars:
         self.expected_cost_S = self._rewards(taken.cost_TS[train_rows].mean(axis=0))
         self.expected_cost_NN = self.expected_cost_S[self.sides_NN]
 
+    def moments(self, rows: Int) -> Moments:
+        """Return the moments of the columns with the growth of the next bar, long."""
+        found = Moments.none(self.table.n_features)
+        for begin in range(0, len(rows), MOMENT_ROWS):
+            row_R = torch.from_numpy(rows[begin : begin + MOMENT_ROWS]).to(self.device)
+            growth_R = self.intrabar_TN[row_R, -1] + self.overnight_TN[row_R + 1, -1]
+            found = found + Moments.of(self.observe(row_R).double().cpu().numpy(), growth_R.double().cpu().numpy())
+        return found
+
     def _rewards(self, value: Float) -> Tensor:
         return torch.from_numpy((np.nan_to_num(value) * self.reward_scale).astype(np.float32)).to(self.device)
 
@@ -146,15 +159,6 @@ def blocks_in_time(table: MarketTable, rows: Int, count: int) -> Sequence[Int]:
     return [rows[block == place] for place in range(count)]
 
 
-def left_out(table: MarketTable, rows: Int, block: Int, embargo_bars: int) -> Int:
-    """Return `rows` without a block of time, and without those within `embargo_bars` rows of it."""
-    near_T = np.zeros(len(table), dtype=bool)
-    for symbol in np.unique(table.symbol_T[block]):
-        own = block[table.symbol_T[block] == symbol]
-        of_symbol = np.flatnonzero(table.symbol_T == symbol)
-        first = max(int(own.min()) - embargo_bars, int(of_symbol[0]))
-        near_T[first : min(int(own.max()) + embargo_bars, int(of_symbol[-1])) + 1] = True
-    return rows[~near_T[rows]]
 def earliest(table: MarketTable, rows: Int, count: int) -> Int:
     """Return the rows of the earliest closes, of all symbols alike: at least `count`, where there are so many."""
     return rows[_first_closes(table.close_ns_T[rows], count)]
@@ -172,3 +176,12 @@ def _first_closes(close_R: Int, count: int) -> NDArray[np.bool_]:
     return within_R
 
 
+def left_out(table: MarketTable, rows: Int, block: Int, embargo_bars: int) -> Int:
+    """Return `rows` without a block of time, and without those within `embargo_bars` rows of it."""
+    near_T = np.zeros(len(table), dtype=bool)
+    for symbol in np.unique(table.symbol_T[block]):
+        own = block[table.symbol_T[block] == symbol]
+        of_symbol = np.flatnonzero(table.symbol_T == symbol)
+        first = max(int(own.min()) - embargo_bars, int(of_symbol[0]))
+        near_T[first : min(int(own.max()) + embargo_bars, int(of_symbol[-1])) + 1] = True
+    return rows[~near_T[rows]]

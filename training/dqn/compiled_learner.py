@@ -67,13 +67,20 @@ class CompiledLearner:
         groups: Columns of each feature group.
         rows: Rows each member learns from.
         seeds: Of each member.
+        gain_EF: Factor of every normalised column, by member; None: 1.
 
     Raises:
         TrainingError: A setting that only torch knows.
     """
 
     def __init__(
-        self, settings: DqnSettings, bars: Bars, groups: Sequence[slice], rows: Sequence[Int], seeds: Sequence[int]
+        self,
+        settings: DqnSettings,
+        bars: Bars,
+        groups: Sequence[slice],
+        rows: Sequence[Int],
+        seeds: Sequence[int],
+        gain_EF: Tensor | None = None,
     ) -> None:
         reason = why_not_compiled(settings)
         if reason is not None:
@@ -82,6 +89,7 @@ class CompiledLearner:
         self.bars = bars
         self.network = Network(settings, groups, len(bars.positions))
         self.experience = EvenDraws()
+        gain_EF = torch.ones(len(seeds), bars.table.n_features) if gain_EF is None else gain_EF
         self.members = [
             CompiledMlp(
                 bars.table,
@@ -93,6 +101,7 @@ class CompiledLearner:
                 cost_PN=bars.expected_cost_NN.double().numpy() / bars.reward_scale,
                 mean_F=bars.mean_F.numpy(),
                 deviation_F=bars.deviation_F.numpy(),
+                gain_F=gain_F.numpy(),
                 huber_delta=math.inf if settings.value_loss == "mse" else settings.huber_delta,
                 tau=settings.tau,
                 weight_decay=settings.weight_decay,
@@ -103,7 +112,7 @@ class CompiledLearner:
                 seed=seed,
                 input_clip=bars.input_clip,
             )
-            for one, seed in zip(rows, seeds, strict=True)
+            for one, seed, gain_F in zip(rows, seeds, gain_EF, strict=True)
         ]
         for mlp, seed in zip(self.members, seeds, strict=True):
             mlp.load(self._plain(self.network.initial([torch.Generator().manual_seed(seed)])))

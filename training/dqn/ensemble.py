@@ -20,7 +20,9 @@ import torch
 
 from training.dqn.bars import Bars, blocks_in_time, earliest, latest, learnable_rows, left_out
 from training.dqn.belief import FACTORS, Belief, Paid, believe, pay
+from training.dqn.compiled_learner import CompiledLearner, why_not_compiled
 from training.dqn.learner import Learner
+from training.dqn.relevance import relevance
 from training.dqn.served import EnsembleValues
 from training.dqn.settings import DqnSettings
 from training.errors import TrainingError
@@ -29,6 +31,8 @@ from training.market import Int, MarketTable
 
 OnProgress = Callable[[int, int], None]
 """(updates done, updates planned)."""
+
+AnyLearner = Learner | CompiledLearner
 
 FOLDS_MIN = 5
 """Blocks of time of which each member leaves out one, at the least."""
@@ -176,13 +180,16 @@ class Ensemble:
             device=settings.device,
         )
         groups_of_members = self._spread()
-        self.learners = [
-            Learner(
+        self.gain_EF = self._gains()
+        kind = Learner if why_not_compiled(settings) is not None else CompiledLearner
+        self.learners: list[AnyLearner] = [
+            kind(
                 settings,
                 self.bars,
                 groups,
                 [self.members[k].rows for k in places],
                 [self.members[k].seed for k in places],
+                self.gain_EF[places],
             )
             for places in groups_of_members
         ]
@@ -198,6 +205,21 @@ class Ensemble:
         count = self.settings.members
         threads = 1 if self.settings.device == "cuda" else min(self.settings.threads, count)
         return [list(map(int, places)) for places in np.array_split(np.arange(count), threads)]
+
+    def _gains(self) -> torch.Tensor:
+        """Return each member's factor of every column, (E, F), from the rows that it learns from."""
+        floor = self.settings.relevance_floor
+        gain_EF = torch.ones(len(self.members), self.table.n_features)
+        if floor == 1.0:
+            return gain_EF
+        everything = learnable_rows(self.table, self.settings.n_step)
+        # moments add up: a member's are those of all rows without the few that it leaves out
+        total = self.bars.moments(everything)
+        for place, member in enumerate(self.members):
+            without = np.setdiff1d(everything, member.rows, assume_unique=True)
+            told_F = relevance(total - self.bars.moments(without))
+            gain_EF[place] = torch.from_numpy(floor + (1.0 - floor) * told_F)
+        return gain_EF
 
     @property
     def done(self) -> bool:
@@ -226,7 +248,7 @@ class Ensemble:
                 piece = min(until - self.updates, _PIECE_UPDATES)
                 rates = [self._rate(self.updates + k) for k in range(piece)]
                 jobs = [
-                    pool.submit(_learn, learner, [[rate[e] for e in places] for rate in rates])
+                    pool.submit(learner.learn, [[rate[e] for e in places] for rate in rates])
                     for learner, places in zip(self.learners, self._places, strict=True)
                 ]
                 for job in jobs:
@@ -304,7 +326,7 @@ class Ensemble:
                 rates.factor_E[place] *= 0.5
                 rates.waited_E[place] = 0
 
-    def _paid(self, learner: Learner, column: int, rows: Int, factor: float = 1.0) -> Paid:
+    def _paid(self, learner: AnyLearner, column: int, rows: Int, factor: float = 1.0) -> Paid:
         value_RO = learner.values(rows)[column].cpu().numpy()
         return self._follow(value_RO, rows, factor)
 
@@ -331,7 +353,7 @@ class Ensemble:
                 by_factor[place].append(self._follow(value_RO, rows, factor))
         return believe(by_factor)
 
-    def _own_rows(self) -> Iterator[tuple[Learner, int, Int]]:
+    def _own_rows(self) -> Iterator[tuple[AnyLearner, int, Int]]:
         for learner, places in zip(self.learners, self._places, strict=True):
             for column, place in enumerate(places):
                 yield learner, column, earliest(self.table, self.members[place].own, BELIEF_ROWS)
@@ -347,6 +369,7 @@ class Ensemble:
             weights,
             buffers,
             self.bars,
+            self.gain_EF,
             belief=belief.factor,
             exits=None if exits is None else exits.module,
         ).eval()
@@ -389,11 +412,6 @@ class Ensemble:
 
 _PIECE_UPDATES = 20
 """Updates between two looks at whether learning shall stop."""
-
-
-def _learn(learner: Learner, rates: Sequence[Sequence[float]]) -> None:
-    for rate_E in rates:
-        learner.update(torch.tensor(rate_E, device=learner.bars.device))
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -65,13 +65,22 @@ class Learner:
         groups: Columns of each feature group.
         rows: Rows each member learns from.
         seeds: Of each member.
+        gain_EF: Factor of every normalised column, by member; None: 1.
     """
 
     def __init__(
-        self, settings: DqnSettings, bars: Bars, groups: Sequence[slice], rows: Sequence[Int], seeds: Sequence[int]
+        self,
+        settings: DqnSettings,
+        bars: Bars,
+        groups: Sequence[slice],
+        rows: Sequence[Int],
+        seeds: Sequence[int],
+        gain_EF: Tensor | None = None,
     ) -> None:
         self.settings = settings
         self.bars = bars
+        gain_EF = torch.ones(len(seeds), bars.table.n_features) if gain_EF is None else gain_EF
+        self.gain_E1F = gain_EF.to(bars.device).unsqueeze(1)
         self.network = Network(settings, groups, len(bars.positions))
         drawn = self.network.initial([torch.Generator().manual_seed(seed) for seed in seeds])
         self.network.membership_FG = self.network.membership_FG.to(bars.device)
@@ -107,7 +116,7 @@ class Learner:
         with torch.no_grad():
             taught = self._teacher.teach(row_EB, self._ask_online, self._ask_target).value_EBOK
         leaves = self.online.learnable()
-        answer = self.network.forward(leaves, self._buffers, self.bars.observe(row_EB), learning=True)
+        answer = self.network.forward(leaves, self._buffers, self._observe(row_EB), learning=True)
         loss_EB, td_EB = self._compared(draw, answer, taught)
         loss_E = loss_EB.mean(dim=1)
         gradients = torch.autograd.grad(loss_E.sum(), list(leaves.values()))
@@ -120,11 +129,20 @@ class Learner:
             self.experience.update(draw, td_EB.cpu().numpy())
         self.updates += 1
 
+    def learn(self, rate_UE: Sequence[Sequence[float]]) -> None:
+        """Take updates, each at its members' rates."""
+        for rate_E in rate_UE:
+            self.update(torch.tensor(rate_E, device=self.bars.device))
+
+    def _observe(self, row_EB: Tensor) -> Tensor:
+        """Return (E, B, F) columns as each member sees them."""
+        return self.bars.observe(row_EB) * self.gain_E1F
+
     def _ask_online(self, row_EB: Tensor) -> Answer:
-        return self.network.forward(self.online.views, self._buffers, self.bars.observe(row_EB))
+        return self.network.forward(self.online.views, self._buffers, self._observe(row_EB))
 
     def _ask_target(self, row_EB: Tensor) -> Answer:
-        return self.network.forward(self.target.views, self._target_buffers, self.bars.observe(row_EB))
+        return self.network.forward(self.target.views, self._target_buffers, self._observe(row_EB))
 
     def _compared(self, draw: Draw, answer: Answer, taught_EBOK: Tensor) -> tuple[Tensor, Tensor]:
         """Return (E, B) losses and absolute TD errors: means over all values, or of the one that was acted out."""
@@ -209,7 +227,7 @@ class Learner:
         with torch.no_grad():
             for begin in range(0, len(rows), ROWS_AT_ONCE):
                 row_R = torch.from_numpy(rows[begin : begin + ROWS_AT_ONCE])
-                x_EBF = self.bars.observe(row_R.to(self.bars.device)).expand(members, -1, -1)
+                x_EBF = self._observe(row_R.to(self.bars.device).expand(members, -1))
                 answer = self.network.forward(weights.views, buffers, x_EBF)
                 found.append(batch_values(self.network, answer, self._support_K))
         return torch.cat(found, dim=1)
@@ -229,7 +247,7 @@ class Learner:
         quantiles = torch.quantile(td_EB, torch.tensor([0.5, 0.9, 0.99], device=td_EB.device), dim=1)
         watched = rows[:WATCHED_ROWS]
         with torch.no_grad():
-            x_EBF = self.bars.observe(torch.from_numpy(watched).to(self.bars.device)).expand(members, -1, -1)
+            x_EBF = self._observe(torch.from_numpy(watched).to(self.bars.device).expand(members, -1))
             answer = self.network.forward(self.online.views, self._buffers, x_EBF, watch=True)
         value_EBO = batch_values(self.network, answer, self._support_K)
         gap_E = (value_EBO - self.values(watched, weights=self.target)).square().mean(dim=(1, 2)).sqrt()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from brokers.series import from_ns
 from strategies.bundle import Bundle, data_fingerprint, write_bundle
-from strategies.features import FeatureSpec, compute_frame, default_spec, tutorial_spec
+from strategies.features import FeatureSpec, default_spec, tutorial_spec
 from strategies.observation import model_inputs
 from strategies.policy import Q_OUTPUTS, Model, greedy_targets
 from training.data import Market
@@ -24,7 +24,8 @@ from training.dqn.export import check_equal, export_onnx
 from training.dqn.served import Served
 from training.errors import TrainingError
 from training.exits.fit import TrainedExits, train_exits
-from training.market import Float, Int, MarketTable, build_table
+from training.frames import training_frame
+from training.market import Int, MarketTable, build_table
 from training.settings import TrainingConfiguration, TrainingSettings
 from training.validation import (
     Performance,
@@ -104,9 +105,7 @@ def feature_spec(market: Market, settings: TrainingSettings) -> FeatureSpec:
 
 def market_table(market: Market, spec: FeatureSpec, configuration: TrainingConfiguration) -> MarketTable:
     """Compute the features of every symbol and build the table."""
-    features: dict[str, Float] = {
-        symbol: compute_frame(spec, bars, market.calendar) for symbol, bars in market.series.items()
-    }
+    features = {symbol: training_frame(spec, bars, market.calendar) for symbol, bars in market.series.items()}
     return build_table(
         market.series, features, configuration.costs.model(), capital_usd=configuration.training.capital_usd
     )

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from training.dqn.attribution import GroupAttribution, advantage, contrast
 from training.dqn.bars import Bars
 from training.dqn.losses import support
-from training.dqn.network import Network, batch_values, shaped
+from training.dqn.network import Answer, Network, batch_values, shaped
 from training.exits.network import ExitFace
 
 
@@ -33,6 +34,11 @@ class Served(nn.Module, ABC):
     def output_names(self) -> tuple[str, ...]:
         """Names of the outputs: a value for each of `targets`, then whatever explains them."""
 
+    @property
+    def explained(self) -> nn.Module | None:
+        """Return what gives (B, G) from the same inputs, where it is asked for alone; None for nothing."""
+        return None
+
     @abstractmethod
     def forward(self, features: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the outputs, (B, 1) or (B, G)."""
@@ -42,7 +48,8 @@ class EnsembleValues(Served):
     """Mean values over the members, in log equity.
 
     Outputs, each (B, 1) but the last: `q_flat`, `q_long`, with shorts `q_short`; `spread`, the standard deviation over
-    members of the advantage that decides (of the best target over the position held, by the mean); with attention
+    members of the advantage that decides (of the target chosen over the position held, or over the best other target
+    where the position is kept); with attention
     `attention`, (B, G), the share that each group receives; those of the exit head, for the target that is chosen.
 
     Args:
@@ -50,6 +57,7 @@ class EnsembleValues(Served):
         weights: Stacked, (E, ...).
         buffers: Of batch normalisation.
         bars: For the inputs' normalisation, the costs and the unit.
+        gain_EF: Factor of every normalised column, by member.
         belief: Factor of every advantage over flat, in [0, 1].
         exits: Head of stop and take-profit, asked for the target that is chosen; None leaves them to the
             configuration.
@@ -61,6 +69,7 @@ class EnsembleValues(Served):
         weights: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],
         bars: Bars,
+        gain_EF: Tensor,
         *,
         belief: float,
         exits: ExitFace | None = None,
@@ -75,6 +84,7 @@ class EnsembleValues(Served):
         self.register_buffer("membership", network.membership_FG.cpu())
         self.register_buffer("mean_F", bars.mean_F.cpu())
         self.register_buffer("deviation_F", bars.deviation_F.cpu())
+        self.register_buffer("gain_E1F", gain_EF.cpu().unsqueeze(1))
         self.register_buffer("cost_NN", bars.expected_cost_NN.cpu())
         self._clip = bars.input_clip
         self._support_K = support(network.settings, "cpu")
@@ -94,34 +104,59 @@ class EnsembleValues(Served):
         explained = ("spread", "attention") if self._network.attends else ("spread",)
         return (*q, *explained, *(self.exits.output_names if self.exits is not None else ()))
 
-    def forward(self, features: Tensor, position: Tensor) -> tuple[Tensor, ...]:
-        """Return the outputs in the order of `output_names`."""
+    @property
+    def explained(self) -> GroupAttribution:
+        """Return what tells how much each feature group moved a decision."""
+        return GroupAttribution(self)
+
+    @property
+    def groups_FG(self) -> Tensor:
+        """1 where a feature belongs to a group, else 0."""
+        return self.get_buffer("membership")
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return len(self._positions)
+
+    def normalised(self, features: Tensor) -> Tensor:
+        """Return (B, F) in deviations from the mean of the training bars."""
+        z_BF = (features - self.get_buffer("mean_F")) / self.get_buffer("deviation_F")
+        return z_BF.clamp(-self._clip, self._clip)
+
+    def held(self, position: Tensor) -> Tensor:
+        """Return the places of positions (B, 1) among those that may be held, (B,)."""
+        return position[:, 0].round().to(torch.int64) + self._flat
+
+    def values(self, z_BF: Tensor, held_B: Tensor) -> tuple[Tensor, Answer]:
+        """Return every member's value of every target, (E, B, N) in log equity, and what the network said."""
         buffers = dict(self.named_buffers())
-        x_BF = ((features - buffers["mean_F"]) / buffers["deviation_F"]).clamp(-self._clip, self._clip)
         weights = {name: buffers[_plain(name)] for name in self._names}
         running = {name: buffers[_plain(name)] for name in self._buffer_names}
         network = self._network
         network.membership_FG = buffers["membership"]
-        answer = network.forward(weights, running, x_BF.unsqueeze(0).expand(self._members, -1, -1))
+        answer = network.forward(weights, running, z_BF.unsqueeze(0) * buffers["gain_E1F"])
         value_EBO = batch_values(network, answer, self._support_K)
-        count = len(self._positions)
         free = network.settings.value_heads == "free"
-        pair_EBNN = shaped(value_EBO, -1, (count, count)) if free else self._with_costs(value_EBO)
-        held_B = position[:, 0].round().to(torch.int64) + self._flat
-        held_EB1N = held_B.reshape(1, -1, 1, 1).expand(self._members, -1, 1, count)
-        q_EBN = pair_EBNN.gather(2, held_EB1N).squeeze(2) / self.reward_scale
+        pair_EBNN = shaped(value_EBO, -1, (self.count, self.count)) if free else self._with_costs(value_EBO)
+        held_EB1N = held_B.reshape(1, -1, 1, 1).expand(self._members, -1, 1, self.count)
+        return pair_EBNN.gather(2, held_EB1N).squeeze(2) / self.reward_scale, answer
+
+    def forward(self, features: Tensor, position: Tensor) -> tuple[Tensor, ...]:
+        """Return the outputs in the order of `output_names`."""
+        held_B = self.held(position)
+        q_EBN, answer = self.values(self.normalised(features), held_B)
         q_BN = q_EBN.mean(dim=0)
-        held_B1 = held_B.unsqueeze(1)
-        best_EB = q_EBN.gather(2, q_BN.argmax(dim=1, keepdim=True).unsqueeze(0).expand(self._members, -1, 1))
-        gain_EB = (best_EB - q_EBN.gather(2, held_B1.unsqueeze(0).expand(self._members, -1, 1))).squeeze(2)
-        spread_B = (gain_EB - gain_EB.mean(dim=0)).square().mean(dim=0).sqrt()
+        chosen_B, other_B = contrast(q_BN, held_B)
+        gain_EB = advantage(q_EBN, chosen_B, other_B)
+        off_EB = gain_EB - gain_EB.mean(dim=0)
+        spread_B = (off_EB * off_EB).mean(dim=0).sqrt()
         outputs = [q_BN[:, self._flat + target : self._flat + target + 1] for target in self.targets]
         outputs.append(spread_B.unsqueeze(1))
         if answer.attention_EBG is not None:
             outputs.append(answer.attention_EBG.mean(dim=0))
         if self.exits is not None:
-            best_B = torch.where(q_BN.gather(1, held_B1)[:, 0] >= q_BN.amax(dim=1), held_B, q_BN.argmax(dim=1))
-            outputs.extend(one.unsqueeze(1) for one in self.exits(features, best_B - self._flat))
+            outputs.extend(one.unsqueeze(1) for one in self.exits(features, chosen_B - self._flat))
         return tuple(outputs)
 
     def _with_costs(self, value_EBN: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ class DqnSettings(Section):
 
     members: int = Field(5, ge=1, le=64)
     """Networks of different seeds, trained at once; each leaves out another fifth of the training span."""
-    network: Literal["attention", "mlp"] = "attention"
-    """Self-attention over feature groups, or layers over all features."""
+    network: Literal["attention", "mlp"] = "mlp"
+    """Layers over all features, which run as machine code; or self-attention over feature groups."""
     hidden: tuple[Width, ...] = Field((64,), min_length=1)
     """Widths of the hidden layers (ReLU); of the attention network, those behind the groups."""
     group_width: int = Field(16, ge=2, le=256)
@@ -74,6 +74,8 @@ class DqnSettings(Section):
     """Rate of the running mean of the weights, which is what is evaluated and exported; 0: the last ones."""
     input_clip: float = Field(5.0, gt=0)
     """Features are normalised by the training bars and clipped to this many deviations."""
+    relevance_floor: float = Field(0.1, gt=0, le=1)
+    """Share of its size that a column keeps which, by itself, tells nothing of the next bar; 1: all are alike."""
     belief: bool = True
     """Shrink what bars outside of each member's training do not bear out, down to never trading."""
 
@@ -140,7 +142,6 @@ class DqnSettings(Section):
             raise ValueError(
                 f"{self.evaluations} evaluations never outlast lr_patience {self.lr_patience}: raise evaluations"
             )
-        return self
         if self.replay == "transitions" and self.buffer_size < self.n_envs:
             raise ValueError(
                 f"a buffer_size of {self.buffer_size} does not hold one step of {self.n_envs} n_envs: raise it"
@@ -150,3 +151,4 @@ class DqnSettings(Section):
                 f"exploration_final {self.exploration_final} is above exploration_initial {self.exploration_initial}: "
                 "exploration falls"
             )
+        return self
