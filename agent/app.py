@@ -61,13 +61,13 @@ def tandem_version() -> str:
         return "source"
 
 
-def make_strategy(settings: Settings, *, replaying: bool = False) -> tuple[Strategy, str]:
+def make_strategy(settings: Settings, *, replaying: bool = False, explains: bool = True) -> tuple[Strategy, str]:
     """Return the strategy that the settings name, and what pins it; see `agent.minds`.
 
     Raises:
         StartError: There is no such strategy, bundle or model, or it does not fit.
     """
-    minds = make_minds(settings, replaying=replaying)
+    minds = make_minds(settings, replaying=replaying, explains=explains)
     return minds.strategy, minds.pinned
 
 

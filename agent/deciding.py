@@ -420,6 +420,9 @@ def _vote(vote: Opinion | Abstention) -> dict[str, Any]:
         "q": {str(key): round(float(value), 9) for key, value in vote.q.items()},
         "detail": {key: round(float(value), 9) for key, value in vote.detail.items()},
     }
+    if vote.exits is not None and vote.target:
+        levels = {"stop": vote.exits.stop, "take_profit": vote.exits.take_profit}
+        row["exits"] = {name: None if level is None else round(level, 9) for name, level in levels.items()}
     if vote.probabilities:
         row["p"] = {str(key): round(float(value), 9) for key, value in vote.probabilities.items()}
     if vote.note:

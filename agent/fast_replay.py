@@ -180,7 +180,7 @@ class _Run:
 
     def __init__(self, settings: Settings, series: Mapping[str, BarSeries]) -> None:
         calendar = make_calendar(settings)
-        strategy, _ = make_strategy(settings, replaying=True)
+        strategy, _ = make_strategy(settings, replaying=True, explains=False)
         if not isinstance(strategy, BatchStrategy):
             raise NotFastError(f"{strategy.name} answers one close after the other")
         self.settings = settings
@@ -547,7 +547,7 @@ class _Run:
             usable.append(symbol)
             given = one.answers.get(self.decider.position(symbol) if positions is None else positions[symbol])
             bar = one.bar_T.item(t)
-            if given is None or not given.is_whole or given.near_T.item(bar):
+            if given is None or given.near_T.item(bar):
                 is_foreseen = False
             elif is_foreseen:
                 answers[symbol] = given.opinion(symbol, bar)

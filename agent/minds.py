@@ -68,12 +68,13 @@ class Minds:
         return None if model is None else lambda: asdict(model.status())
 
 
-def make_minds(settings: Settings, *, replaying: bool = False) -> Minds:
+def make_minds(settings: Settings, *, replaying: bool = False, explains: bool = True) -> Minds:
     """Return who decides.
 
     Args:
         settings: `strategy`, `llm`, `fusion`.
         replaying: True where nobody is asked: the language model's answers are read from `llm.recorded`.
+        explains: False where nobody will ask why: see `strategies.policy.BundlePolicy`.
 
     Raises:
         StartError: There is no such strategy, bundle or model, or it does not fit.
@@ -82,9 +83,9 @@ def make_minds(settings: Settings, *, replaying: bool = False) -> Minds:
     if chosen.name not in {"dqn", "llm", "fused"}:
         return _baseline(settings)
     if chosen.name == "dqn":
-        policy, _ = _policy(settings)
+        policy, _ = _policy(settings, explains=explains)
         return Minds(policy, policy.bundle.id)
-    policy, slot = _policy(settings)
+    policy, slot = _policy(settings, explains=explains)
     model, answers = _language_model(settings, policy.bundle, slot, replaying=replaying)
     pinned = f"llm {model.config.digest[:12]}"
     if chosen.name == "llm":
@@ -107,7 +108,7 @@ def _baseline(settings: Settings) -> Minds:
     return Minds(rule, f"{chosen.name}:{params}")
 
 
-def _policy(settings: Settings) -> tuple[BundlePolicy, Slot | None]:
+def _policy(settings: Settings, *, explains: bool) -> tuple[BundlePolicy, Slot | None]:
     """Return the policy, and its slot unless a bundle was named directly."""
     from strategies.bundle import Bundle, BundleError, Registry  # noqa: PLC0415 - only what is configured
     from strategies.policy import BundlePolicy  # noqa: PLC0415 - only what is configured
@@ -121,7 +122,7 @@ def _policy(settings: Settings) -> tuple[BundlePolicy, Slot | None]:
             registry = Registry(chosen.models)
             slot = registry.slot(chosen.slot)
             bundle = registry.show(slot.policy, data_feed=chosen.data_feed)
-        policy = BundlePolicy(bundle, shorts=chosen.shorts)
+        policy = BundlePolicy(bundle, shorts=chosen.shorts, explains=explains)
     except BundleError as error:
         raise StartError(str(error)) from error
     made_for_s, wanted_s = bundle.feature_spec.period_s, settings.bar_period.total_seconds()

@@ -44,6 +44,7 @@ def replay(
     series: Mapping[str, BarSeries],
     *,
     ledger_url: str = "sqlite://",
+    explains: bool = False,
     progress: Callable[[float], None] | None = None,
 ) -> ReplayResult:
     """Run the live cycle over recorded bars.
@@ -52,6 +53,8 @@ def replay(
         settings: As for the daemon; `symbols` empty means all of `series`.
         series: Bars by symbol.
         ledger_url: Where the replay's ledger is kept; in memory by default.
+        explains: True where somebody will ask why: a policy then tells the weight of each feature group with its
+            votes, as it does live. Nothing else differs.
         progress: Called with the fraction of venue time that has passed.
 
     Raises:
@@ -62,20 +65,25 @@ def replay(
         settings = settings.model_copy(update={"symbols": tuple(series)})
     ledger = open_ledger(ledger_url, durable=False)
     try:
-        asyncio.run(_drive(settings, series, ledger, progress))
+        asyncio.run(_drive(settings, series, ledger, progress, explains=explains))
         return _result(settings, ledger, series)
     finally:
         ledger.close()
 
 
 async def _drive(
-    settings: Settings, series: Mapping[str, BarSeries], ledger: Ledger, progress: Callable[[float], None] | None
+    settings: Settings,
+    series: Mapping[str, BarSeries],
+    ledger: Ledger,
+    progress: Callable[[float], None] | None,
+    *,
+    explains: bool,
 ) -> None:
     trading_calendar = make_calendar(settings)
     engine = make_engine(settings, {symbol: series[symbol] for symbol in settings.symbols})
     venue_broker = SimulatedBroker(engine)
     clock = SimulatedClock(engine)
-    strategy, strategy_id = make_strategy(settings, replaying=True)
+    strategy, strategy_id = make_strategy(settings, replaying=True, explains=explains)
 
     async def no_pause(_seconds: float) -> None:
         return

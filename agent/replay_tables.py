@@ -40,6 +40,7 @@ _DIGITS = 9
 _PLAIN_LEAST = 1e-4
 """Smaller numbers are written with an exponent by Python and without one by Polars."""
 _PLAIN_MOST = 1e15
+_LEVELS = ("stop", "take_profit")
 _ZERO = Decimal(0)
 _TARGETS = {-1: "q_short", 0: "q_flat", 1: "q_long"}
 
@@ -292,7 +293,11 @@ class _DecisionColumns:
         for target, values in q.items():
             self._number(_TARGETS[target])[rows] = values
         detail = {name: _rounded(values[bars]) for name, values in given.detail.items()}
-        self.votes.add(rows, _votes_text(self.told.strategy, wanted, q, detail, count=len(rows), refused=refused))
+        exits: dict[str, Float] = {}
+        if given.exits is not None and wanted:
+            exits = {name: levels[bars] for name, levels in zip(_LEVELS, given.exits, strict=True)}
+        text = _votes_text(self.told.strategy, wanted, q, detail, exits, count=len(rows), refused=refused)
+        self.votes.add(rows, text)
 
     def _abstained(self, symbol: str, one: SymbolForesight, close: int, row: int) -> str:
         """Write why nobody could be asked; returns the votes."""
@@ -354,7 +359,14 @@ class _DecisionColumns:
 
 
 def _votes_text(
-    mind: str, target: int, q: Mapping[int, Float], detail: Mapping[str, Float], *, count: int, refused: bool
+    mind: str,
+    target: int,
+    q: Mapping[int, Float],
+    detail: Mapping[str, Float],
+    exits: Mapping[str, Float],
+    *,
+    count: int,
+    refused: bool,
 ) -> pl.Series:
     """Return `json.dumps` of the votes of many closes that differ in their numbers alone."""
     parts: list[str | pl.Series] = [f'{{{json.dumps(mind)}: {{"target": {target}, "q": {{']
@@ -363,7 +375,13 @@ def _votes_text(
     parts.append('}, "detail": {')
     for place, (name, values) in enumerate(detail.items()):
         parts += [f"{', ' if place else ''}{json.dumps(name)}: ", _written(values)]
-    parts.append("}}" + (f', "gate": {{"refused": "{Reason.HALTED.value}"}}' if refused else "") + "}")
+    parts.append("}")
+    for place, (name, values) in enumerate(exits.items()):
+        begin = ", " if place else ', "exits": {'
+        parts += [f"{begin}{json.dumps(name)}: ", _level(values)]
+    parts.append(
+        ("}}" if exits else "}") + (f', "gate": {{"refused": "{Reason.HALTED.value}"}}' if refused else "") + "}"
+    )
     joined: list[pl.Expr] = []
     columns: dict[str, pl.Series] = {}
     for place, part in enumerate(parts):
@@ -375,6 +393,12 @@ def _votes_text(
     if not columns:
         return pl.Series(["".join(part for part in parts if isinstance(part, str))]).new_from_index(0, count)
     return pl.DataFrame(columns).select(pl.concat_str(joined)).to_series()
+
+
+def _level(values: Float) -> pl.Series:
+    """Return the distances of an exit as `json.dumps` writes them, null for none; see `strategies.batch`."""
+    is_none = np.isinf(values) | (values <= 0.0)
+    return _written(_rounded(np.where(is_none, 1.0, values))).set(pl.Series(is_none), "null")
 
 
 def _written(values: Float) -> pl.Series:

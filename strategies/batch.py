@@ -9,6 +9,7 @@ Axes: T bars, F features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.strategy import Opinion, Reason
+from strategies.strategy import ExitLevels, Opinion, Reason
 
 if TYPE_CHECKING:
     from strategies.features import FeatureSpec
@@ -35,7 +36,8 @@ class BatchAnswers:
         reason: Of every answer.
         q: Value per target, as in `Opinion.q`.
         detail: Numbers that explain it, as in `Opinion.detail`.
-        is_whole: False where opinions say more than this, such as exits.
+        exits: Log distances of stop and take-profit, as in `Opinion.exits`; infinite, or not positive, for none. None
+            where the strategy leaves its exits to the configuration.
     """
 
     target_T: NDArray[np.int8]
@@ -43,7 +45,7 @@ class BatchAnswers:
     reason: Reason
     q: Mapping[int, Float] = field(default_factory=dict)
     detail: Mapping[str, Float] = field(default_factory=dict)
-    is_whole: bool = True
+    exits: tuple[Float, Float] | None = None
 
     def opinion(self, symbol: str, row: int) -> Opinion:
         """Return one answer as an opinion."""
@@ -52,8 +54,14 @@ class BatchAnswers:
             target=int(self.target_T[row]),
             q={target: float(values[row]) for target, values in self.q.items()},
             reason=self.reason,
+            exits=None if self.exits is None else exit_levels(*(float(levels[row]) for levels in self.exits)),
             detail={name: float(values[row]) for name, values in self.detail.items()},
         )
+
+
+def exit_levels(stop: float, take_profit: float) -> ExitLevels:
+    """Return exits of log distances; one that is infinite, or not positive, says: no such exit."""
+    return ExitLevels(*(None if math.isinf(one) or one <= 0.0 else one for one in (stop, take_profit)))
 
 
 @runtime_checkable

@@ -3,7 +3,10 @@
 Contract of the model. Inputs: `features` float32 (B, F), `position` float32 (B, 1). Outputs: `q_flat` and
 `q_long` (B,), and `q_short` (B,) where shorts were trained: the value of each target, given the position.
 Optional: `exit_stop` and `exit_take_profit` (B,), log distances from the entry, infinite for none; any other
-(B,) output becomes a number of the opinion's detail, and an `attention` (B, G) one number per feature group.
+(B,) output becomes a number of the opinion's detail, but of quantiles (`..._q10` to `..._q90`) the median alone; an
+`attention` (B, G) becomes one number per feature group. A model that can be explained has a third input, `explain`,
+false where it is not given, and an output `attribution` (B, G), without rows while that is false: how much each group
+moved the advantage of the target chosen, log equity.
 
 Axes: B rows, F features, T targets, G feature groups.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.batch import BatchAnswers
+from strategies.batch import BatchAnswers, exit_levels
 from strategies.bundle import Bundle, BundleError
 from strategies.features import FeatureSpec
 from strategies.observation import ModelInputs, model_inputs, usable_rows, why_unusable
-from strategies.strategy import Abstention, ExitLevels, Observations, Opinion, Reason
+from strategies.strategy import Abstention, Observations, Opinion, Reason
 
 Q_OUTPUTS: Mapping[int, str] = {-1: "q_short", 0: "q_flat", 1: "q_long"}
 CANARY_TOLERANCE = 1e-5
@@ -32,9 +36,17 @@ NEAR_TIE = 1e-5
 """Relative gap between the best two values below which a batch leaves the choice to the very call that trades."""
 ROWS_MAX = 4_096
 """Rows of one call of the model; larger batches are cut."""
+ROWS_STEP = 16
+"""Calls are filled up to a multiple of this: the last bits of an answer then do not depend on how many were asked."""
+EXPLAINED_MAX = 8
+"""Rows of one question whose groups are weighed: each costs as much as some twenty answers."""
+EXPLAIN_INPUT = "explain"
+ATTRIBUTION_OUTPUT = "attribution"
 
 _CANARY_ROWS = 4
 _EXIT_OUTPUTS = ("exit_stop", "exit_take_profit")
+_LEFT_OUT = re.compile(r".*_q(?!50$)[0-9.]+")
+"""Quantiles other than the median: they stay in the model."""
 
 Outputs = Mapping[str, NDArray[np.float32]]
 
@@ -77,23 +89,43 @@ class Model:
                 )
         if set(inputs) != set(expected):
             raise BundleError(f"the policy has inputs {', '.join(inputs)}: only features and position are given")
-        self.outputs = tuple(one.name for one in self._session.get_outputs())
+        self.explains = EXPLAIN_INPUT in {one.name for one in self._session.get_overridable_initializers()}
+        named = [one.name for one in self._session.get_outputs()]
+        self.outputs = tuple(name for name in named if not (self.explains and name == ATTRIBUTION_OUTPUT))
         lacking = [Q_OUTPUTS[target] for target in targets if Q_OUTPUTS[target] not in self.outputs]
         if lacking:
             raise BundleError(f"the policy lacks the outputs {', '.join(lacking)}: export a value for every target")
 
     def run(self, inputs: ModelInputs) -> Outputs:
-        """Return every output by name; Q and exits are (B,)."""
+        """Return every output by name but the attribution; Q and exits are (B,)."""
         rows = len(inputs["features"])
         parts = []
         for begin in range(0, rows, ROWS_MAX):
             part = slice(begin, begin + ROWS_MAX)
-            feed = {"features": inputs["features"][part], "position": inputs["position"][part]}
-            parts.append(self._session.run(None, feed))
+            feed = {"features": _filled(inputs["features"][part]), "position": _filled(inputs["position"][part])}
+            parts.append(self._session.run(self.outputs, feed))
         if not parts:
             return {name: np.zeros(0, dtype=np.float32) for name in self.outputs}
-        joined = {name: np.concatenate([np.asarray(part[k]) for part in parts]) for k, name in enumerate(self.outputs)}
+        joined = {
+            name: np.concatenate([np.asarray(part[k]) for part in parts])[:rows] for k, name in enumerate(self.outputs)
+        }
         return {name: value.reshape(rows) if value.size == rows else value for name, value in joined.items()}
+
+    def attribution(self, inputs: ModelInputs) -> NDArray[np.float32]:
+        """Return how much each feature group moved each row's decision, (B, G), log equity; asked where `explains`."""
+        feed = {
+            "features": inputs["features"],
+            "position": inputs["position"],
+            EXPLAIN_INPUT: np.ones((), dtype=np.bool_),
+        }
+        (told_BG,) = self._session.run((ATTRIBUTION_OUTPUT,), feed)
+        return np.asarray(told_BG, dtype=np.float32)
+
+
+def _filled(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return rows with the last one repeated up to a multiple of `ROWS_STEP`."""
+    lacking = -len(values) % ROWS_STEP
+    return np.concatenate([values, np.repeat(values[-1:], lacking, axis=0)]) if lacking else values
 
 
 def record_canary(content: bytes, feature_spec: FeatureSpec, targets: Sequence[int]) -> dict[str, Any]:
@@ -140,6 +172,7 @@ class _Spoken:
         targets: Best target.
         exits: Log distances of stop and take-profit; None where the model gives none.
         detail: Further numbers by name.
+        attribution: By row of the batch, the numbers by feature group, where they were asked for.
     """
 
     q: list[list[float]]
@@ -147,18 +180,21 @@ class _Spoken:
     targets: list[int]
     exits: list[tuple[float, float]] | None
     detail: dict[str, list[float]]
+    attribution: dict[int, dict[str, float]]
 
 
 class BundlePolicy:
     """Serves one bundle: greedy over the targets that are allowed."""
 
-    def __init__(self, bundle: Bundle, *, shorts: bool = True, name: str = "policy") -> None:
+    def __init__(self, bundle: Bundle, *, shorts: bool = True, name: str = "policy", explains: bool = True) -> None:
         """Load the model and let it answer its canary.
 
         Args:
             bundle: A verified bundle.
             shorts: True where -1 is an allowed target.
             name: Key of its vote in the ledger.
+            explains: True where the weight of each feature group is told with the answers of `opinions`, for up to
+                `EXPLAINED_MAX` rows of a question: those first whose target differs from the position.
 
         Raises:
             BundleError: The model does not keep the contract, answers the canary differently, or was trained with
@@ -173,6 +209,7 @@ class BundlePolicy:
         self.targets = tuple(sorted(bundle.targets))
         self._name = name
         self._model = Model(bundle.read_policy(), bundle.feature_spec, bundle.targets)
+        self._explains = explains and self._model.explains
         self.check_canary()
 
     @property
@@ -219,8 +256,8 @@ class BundlePolicy:
             near_T = ~(gap_T > NEAR_TIE * np.abs(q_TT).max(axis=1))
             targets_T = greedy_targets(q_TT, self.targets, positions_T)
         near_T |= ~np.isfinite(q_TT).all(axis=1)
-        exits = [outputs[name] for name in _EXIT_OUTPUTS if name in outputs]
-        if len(exits) == len(_EXIT_OUTPUTS):
+        exits = self._exits(outputs)
+        if exits is not None:
             near_T |= np.isnan(exits).any(axis=0)
         detail = self._detail_columns(outputs)
         for values in detail.values():
@@ -231,7 +268,7 @@ class BundlePolicy:
             reason=Reason.POLICY_GREEDY,
             q={target: q_TT[:, place].astype(np.float64) for place, target in enumerate(self.targets)},
             detail={name: values.astype(np.float64) for name, values in detail.items()},
-            is_whole=not exits,
+            exits=exits,
         )
 
     async def opinions(self, observations: Observations) -> Sequence[Opinion | Abstention]:
@@ -243,20 +280,24 @@ class BundlePolicy:
         ]
         if not len(rows):
             return answers
+        inputs = model_inputs(observations.features_SF[rows], positions_S[rows])
         try:
-            outputs = self._model.run(model_inputs(observations.features_SF[rows], positions_S[rows]))
+            outputs = self._model.run(inputs)
+            q_BT = self._q(outputs)
+            targets_B = greedy_targets(q_BT, self.targets, positions_S[rows])
+            attribution = self._attribution(inputs, targets_B != positions_S[rows]) if self._explains else {}
         except Exception as error:  # noqa: BLE001 -- a model that fails abstains with its words; the daemon goes on
             for row in rows:
                 answers[row] = Abstention(symbols[row], Reason.MODEL_ERROR, f"{type(error).__name__}: {error}")
             return answers
-        q_BT = self._q(outputs)
-        targets_B = greedy_targets(q_BT, self.targets, positions_S[rows])
+        exits = self._exits(outputs)
         spoken = _Spoken(
             q=q_BT.astype(np.float64).tolist(),
             finite=usable_rows(q_BT).tolist(),
             targets=targets_B.tolist(),
-            exits=self._exits(outputs),
+            exits=None if exits is None else list(zip(*(levels.tolist() for levels in exits), strict=True)),
             detail={name: values.astype(np.float64).tolist() for name, values in self._detail_columns(outputs).items()},
+            attribution=attribution,
         )
         for place, row in enumerate(rows):
             answers[row] = self._answer(symbols[row], spoken, place)
@@ -275,29 +316,32 @@ class BundlePolicy:
             target=spoken.targets[place],
             q=dict(zip(self.targets, q, strict=True)),
             reason=Reason.POLICY_GREEDY,
-            exits=None if exits is None else ExitLevels(*(_distance(level) for level in exits)),
-            detail={name: values[place] for name, values in spoken.detail.items()},
+            exits=None if exits is None else exit_levels(*exits),
+            detail={name: values[place] for name, values in spoken.detail.items()} | spoken.attribution.get(place, {}),
         )
 
-    def _exits(self, outputs: Outputs) -> list[tuple[float, float]] | None:
+    def _exits(self, outputs: Outputs) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
         if not all(name in outputs for name in _EXIT_OUTPUTS):
             return None
-        stop_B, take_profit_B = (outputs[name].astype(np.float64).tolist() for name in _EXIT_OUTPUTS)
-        return list(zip(stop_B, take_profit_B, strict=True))
+        stop_B, take_profit_B = (outputs[name].astype(np.float64) for name in _EXIT_OUTPUTS)
+        return stop_B, take_profit_B
+
+    def _attribution(self, inputs: ModelInputs, moves_B: NDArray[np.bool_]) -> dict[int, dict[str, float]]:
+        """Return the weight of every group by row, for as many rows as are explained: those first that move."""
+        rows = np.argsort(~moves_B, kind="stable")[:EXPLAINED_MAX]
+        asked: ModelInputs = {"features": inputs["features"][rows], "position": inputs["position"][rows]}
+        names = [f"{ATTRIBUTION_OUTPUT}.{group}" for group in self.feature_spec.groups]
+        told = self._model.attribution(asked).astype(np.float64).tolist()
+        return {row: dict(zip(names, weights, strict=True)) for row, weights in zip(rows.tolist(), told, strict=True)}
 
     def _detail_columns(self, outputs: Outputs) -> dict[str, NDArray[np.float32]]:
         """Return the further numbers of an answer by name, each (B,)."""
         detail: dict[str, NDArray[np.float32]] = {}
         for name, values in outputs.items():
-            if name in Q_OUTPUTS.values() or name in _EXIT_OUTPUTS:
+            if name in Q_OUTPUTS.values() or name in _EXIT_OUTPUTS or _LEFT_OUT.fullmatch(name):
                 continue
             if values.ndim == 1:
                 detail[name] = values
             elif name == "attention" and values.shape[1:] == (len(self.feature_spec.groups),):
                 detail |= {f"attention.{group}": values[:, k] for k, group in enumerate(self.feature_spec.groups)}
         return detail
-
-
-def _distance(level: float) -> float | None:
-    """An infinite distance says: no such exit."""
-    return None if math.isinf(level) or level <= 0.0 else level

@@ -127,7 +127,7 @@ def _replay_exact(
 
     with _ledger_file(out, keep=keep_ledger) as ledger_url:
         with _progress() as progress:
-            result = replay(settings, series, ledger_url=ledger_url, progress=progress)
+            result = replay(settings, series, ledger_url=ledger_url, explains=keep_ledger, progress=progress)
         write_result(result, out)
         _report(ledger_url, series, result, out)
     _tell_unrecorded(result)

@@ -6,10 +6,12 @@ partial fills, limits that trip. Nothing here knows what the right trades are; t
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from brokers.calendar import calendar
 from brokers.domain import parse_period
 from brokers.series import BarSeries, from_ns
 from brokers.simulated.synthetic import SyntheticMarketSettings, generate
+from strategies.bundle import Bundle
 
 TIMES = {"trades": "filled_at", "equity": "close_time", "decisions": "close_time", "incidents": "at"}
 PRICES = ("open", "high", "low", "close")
@@ -178,6 +181,48 @@ def compared(settings: Settings, series: Mapping[str, BarSeries]) -> ReplayResul
 @pytest.mark.parametrize("seed", range(25))
 def test_the_fast_replay_of_a_drawn_case_is_the_exact_one(seed: int) -> None:
     compared(*drawn(seed))
+
+
+def _tiny_models() -> ModuleType:
+    """The tiny ONNX policies of the strategies' tests, by path: test folders are no packages."""
+    path = Path(__file__).resolve().parents[1] / "strategies" / "tiny_models.py"
+    spec = importlib.util.spec_from_file_location("tiny_models_by_path", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def policy_with_exits(folder: Path, *, shorts: bool) -> Path:
+    """A policy that follows the last return, with exits that depend on the state and are sometimes none."""
+    tiny = _tiny_models()
+    weights = np.eye(tiny.WIDTH + 1)
+    outputs = {"q_flat": 0.0 * weights[0], "q_long": weights[0], "exit_stop": 0.004 * weights[1]}
+    outputs |= {"exit_take_profit": 0.01 * weights[2], "exit_gain": 0.001 * weights[1], "adverse_q90": weights[2]}
+    if shorts:
+        outputs["q_short"] = -weights[0]
+    model = tiny.linear_model(outputs, {"exit_stop": 0.002, "exit_take_profit": 0.004})
+    bundle: Bundle = tiny.make_bundle(folder, model, targets=(-1, 0, 1) if shorts else (0, 1))
+    return bundle.path
+
+
+@pytest.mark.parametrize("shorts", [False, True])
+def test_the_fast_replay_of_a_policy_with_exits_of_its_own_is_the_exact_one(*, shorts: bool, tmp_path: Path) -> None:
+    bundle = f"strategy.bundle={policy_with_exits(tmp_path / 'bundle', shorts=shorts)}"
+    chosen = [f"strategy.shorts={str(shorts).lower()}", "exits.max_loss_fraction=0.004", "costs.fee_bps=1"]
+    settings = load(None, ["symbols=[A,B]", "strategy.name=dqn", bundle, *chosen])
+    series = market(np.random.default_rng(5), settings, ["A", "B"], 350)
+    exact = compared(settings, series)
+    assert {"open", "stop", "limit"} <= set(exact.trades["kind"])
+    from_flat = exact.decisions.filter((exact.decisions["position_before"] == 0) & (exact.decisions["target"] != 0))
+    entries = from_flat.filter(from_flat["outcome"] == "traded")
+    told = [json.loads(votes)["policy"]["exits"] for votes in entries["votes"]]
+    for name in ("stop", "take_profit"):
+        is_none = [one[name] is None for one in told]
+        assert any(is_none)
+        assert not all(is_none)
+        assert is_none == entries[name].is_null().to_list()
 
 
 EXECUTIONS = ("filled_at", "symbol", "side", "leg", "kind", "qty", "price", "fee", "exec_id", *COSTS)

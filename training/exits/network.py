@@ -143,7 +143,7 @@ class QuantileMember(nn.Module):
         """Return (B, S, K) what each bracket is expected to add to none, and the variance of that estimate."""
         gain_BSK = (trunk_BD @ self.gain_DV).reshape(-1, 2, self.brackets)
         spread_BSKD = (trunk_BD @ self.error_DVD).reshape(-1, 2, self.brackets, self.trunk.width)
-        return gain_BSK, spread_BSKD.square().sum(dim=3)
+        return gain_BSK, (spread_BSKD * spread_BSKD).sum(dim=3)
 
 
 class QuantileExits(ExitFace):
