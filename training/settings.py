@@ -72,9 +72,9 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = MappingProxyType(
                     "exploration_decay": 0.998,  # stated
                     "reward": "shaped",  # stated, made potential-based here
                     "gamma": 0.99,  # ours
-                    "updates": 20_000,  # ours
+                    "updates": 6_000,  # ours
                     "batch_bars": 64,  # ours
-                    "n_envs": 16,  # ours
+                    "n_envs": 64,  # ours
                     "steps_per_update": 80.0,  # ours: the floor of exploration is reached before the end
                     "checkpoint_episodes": 25,  # stated
                 },
