@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 
 from strategies.features import FeatureSpec
 from strategies.observation import model_inputs
-from strategies.policy import Q_OUTPUTS, Model
+from strategies.policy import ATTRIBUTION_OUTPUT, Q_OUTPUTS, Model
+from training.dqn.onnx_branch import with_branch
 from training.dqn.served import Served
 from training.errors import TrainingError
 
@@ -30,18 +30,27 @@ def export_onnx(network: Served, n_features: int) -> bytes:
     """Return one self-contained ONNX model with a free batch axis.
 
     Inputs `features` (B, F) and `position` (B, 1); outputs `q_flat`, `q_long` (and `q_short`), each (B, 1), in log
-    equity, and what else the network names; all float32.
+    equity, and what else the network names; all float32. Where the network can be explained, also the input `explain`,
+    false by default, and the output `attribution`, (B, G) where that is true.
 
     Raises:
         TrainingError: The exporter gave nothing.
     """
+    model = _exported(network.eval(), n_features, network.output_names)
+    explained = network.explained
+    if explained is not None:
+        model = with_branch(model, _exported(explained.eval(), n_features, (ATTRIBUTION_OUTPUT,)), ATTRIBUTION_OUTPUT)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _exported(network: torch.nn.Module, n_features: int, outputs: Sequence[str]) -> onnx.ModelProto:
     free = {0: torch.export.Dim.DYNAMIC}
     with _quiet_exporter():
         program = torch.onnx.export(
-            network.eval(),
+            network,
             (torch.zeros(2, n_features), torch.zeros(2, 1)),
             input_names=("features", "position"),
-            output_names=network.output_names,
+            output_names=outputs,
             dynamic_shapes=(free, free),
             dynamo=True,
             external_data=False,
@@ -51,10 +60,8 @@ def export_onnx(network: Served, n_features: int) -> bytes:
         raise TrainingError("the ONNX exporter returned no program: check the versions of torch and onnxscript")
     for node in program.model.graph:
         node.metadata_props.clear()  # stack traces with paths of the machine that exported
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "policy.onnx"
-        program.save(str(path), external_data=False)
-        return path.read_bytes()
+    model: onnx.ModelProto = program.model_proto
+    return model
 
 
 def check_equal(
