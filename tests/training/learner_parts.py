@@ -69,6 +69,12 @@ def run_to(ensemble: Ensemble, update: int) -> Ensemble:
     return ensemble
 
 
+def exported(ensemble: Ensemble) -> torch.Tensor:
+    """Every weight and buffer that would be exported, (E, W)."""
+    kept = [[*weights.values(), *buffers.values()] for weights, buffers in (one.weights() for one in ensemble.learners)]
+    return torch.cat([torch.cat([one.flatten(1) for one in parts], dim=1) for parts in kept])
+
+
 def asked(value_TOK: np.ndarray) -> Ask:
     """A network that is a table: atoms of every value by row."""
     table = torch.from_numpy(value_TOK.astype(np.float32))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from learner_parts import bars_of, ensemble_of, learner_of, market, run_to, small
+from learner_parts import bars_of, ensemble_of, exported, learner_of, market, run_to, small
 from small_markets import HOUR_NS, table_of, walk
 
 from training.dqn.bars import blocks_in_time, earliest, latest, learnable_rows, left_out
@@ -19,6 +19,7 @@ from training.market import MarketTable
 
 KINDS: list[dict[str, Any]] = [
     {},
+    {"double": False},
     {"network": "attention", "group_width": 4},
     {"norm": "batch"},
     {"replay": "transitions", "value_heads": "free", "prioritised": True},
@@ -36,7 +37,7 @@ def test_the_number_of_threads_changes_no_bit(changes: dict[str, Any]) -> None:
     for threads in (1, 2, 3):
         ensemble = ensemble_of(small(members=3, threads=threads, **changes), market())
         run_to(ensemble, 12)
-        weights.append(torch.cat([learner.online.values_EW for learner in ensemble.learners]))
+        weights.append(exported(ensemble))
     assert torch.equal(weights[0], weights[1])
     assert torch.equal(weights[0], weights[2])
 
@@ -56,7 +57,7 @@ def test_a_member_learns_the_same_in_any_company(changes: dict[str, Any]) -> Non
 
 def test_a_smaller_ensemble_is_a_part_of_a_larger_one() -> None:
     five, three = (run_to(ensemble_of(small(members=members), market()), 12) for members in (5, 3))
-    assert torch.equal(five.learners[0].online.values_EW[:3], three.learners[0].online.values_EW)
+    assert torch.equal(exported(five)[:3], exported(three))
 
 
 def test_left_out_blocks_share_no_instant_and_cover_all() -> None:
@@ -159,7 +160,7 @@ def test_what_comes_after_the_training_rows_is_not_heard_of() -> None:
     spoilt.observations_TG[200:, :-1] = 1e6
     spoilt.reward_TPN[200:] *= 50.0
     one, other = (run_to(ensemble_of(small(), each.where(before)), 12) for each in (table, spoilt))
-    assert torch.equal(one.learners[0].online.values_EW, other.learners[0].online.values_EW)
+    assert torch.equal(exported(one), exported(other))
 
 
 def test_a_time_budget_ends_a_training() -> None:
