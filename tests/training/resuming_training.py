@@ -20,7 +20,8 @@ from training.dqn.settings import DqnSettings
 
 CHECKPOINT_UPDATES = 70
 KINDS: Mapping[str, Mapping[str, Any]] = {
-    "market": {"network": "mlp"},
+    "compiled": {"network": "mlp"},
+    "market": {"network": "mlp", "dueling": True},
     "transitions": {"network": "mlp", "replay": "transitions", "prioritised": True, "buffer_size": 3_000},
     "attention": {"network": "attention", "norm": "batch", "lr_schedule": "plateau", "lr_patience": 2, "updates": 500},
 }

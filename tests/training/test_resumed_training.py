@@ -72,7 +72,7 @@ def test_kills_at_random_instants_change_no_bit_of_the_final_weights(kind: str, 
 
 @pytest.mark.slow
 def test_a_training_that_is_told_to_stop_says_where_and_how_it_goes_on(tmp_path: Path) -> None:
-    with start(tmp_path, "market") as process:
+    with start(tmp_path, "compiled") as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(signal.SIGTERM)
@@ -85,9 +85,9 @@ def test_a_training_that_is_told_to_stop_says_where_and_how_it_goes_on(tmp_path:
 
 @pytest.mark.slow
 def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
-    finish(tmp_path, "market")
+    finish(tmp_path, "compiled")
     before = (tmp_path / "weights.safetensors").read_bytes(), (tmp_path / "history.jsonl").read_bytes()
-    with start(tmp_path, "market") as process:
+    with start(tmp_path, "compiled") as process:
         said, errors = process.communicate(timeout=WAIT_S_MAX)
     assert (process.returncode, errors, "update=1000" in said) == (0, "", True)
     assert ((tmp_path / "weights.safetensors").read_bytes(), (tmp_path / "history.jsonl").read_bytes()) == before

@@ -11,9 +11,10 @@ import pytest
 import torch
 from tiny_learner import small_world, tables
 
+from training.dqn.doctor import diagnose
 from training.dqn.ensemble import Ensemble
 from training.dqn.history import read_history
-from training.dqn.run import in_folder, train_in
+from training.dqn.run import in_folder, note_exits, train_in
 from training.dqn.settings import DqnSettings
 from training.errors import TrainingError
 from training.market import MarketTable
@@ -88,9 +89,34 @@ def test_a_run_of_other_settings_is_refused_with_the_difference(tmp_path: Path) 
 
 def test_symptoms_are_told_while_it_trains(tmp_path: Path) -> None:
     told: list[str] = []
-    wild = SETTINGS.model_copy(update={"learning_rate": 1e20, "value_loss": "mse"})
+    wild = SETTINGS.model_copy(update={"learning_rate": 1e20, "value_loss": "mse", "dueling": True})
     go(tmp_path, wild, on_finding=lambda finding: told.append(finding.symptom.name))
     assert told == ["not_finite"]
+
+
+class Broken(Ensemble):
+    """Ends with an error in the middle."""
+
+    def run(self, until: int, interrupted: Any = None) -> None:
+        if self.updates >= 40:
+            raise TrainingError("the gradient is not a number")
+        super().run(until)
+
+
+def test_a_training_that_ends_with_an_error_leaves_its_report(tmp_path: Path) -> None:
+    groups = [slice(0, 1), slice(1, table().n_features)]
+    ensemble = Broken(table(), SETTINGS, groups, seed=1, shorts=False, reward_scale=None, embargo_bars=0)
+    with pytest.raises(TrainingError, match="not a number"):
+        train_in(tmp_path, ensemble, identity={}, facts={}, checkpoint_updates=20)
+    assert "4 evaluations" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_exits_that_are_all_alike_are_told_when_their_head_is_trained(tmp_path: Path) -> None:
+    go(tmp_path)
+    before = {finding.symptom.name for finding in diagnose(tmp_path)}
+    note_exits(tmp_path, {"exit_spread": 0.09, "held_out_bars": 100})
+    assert {finding.symptom.name for finding in diagnose(tmp_path)} - before == {"exit_spread"}
+    assert "all exits are alike" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_training_may_run_beside_the_main_thread(tmp_path: Path) -> None:

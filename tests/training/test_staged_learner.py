@@ -64,7 +64,7 @@ def trained(
         reward_scale=ensemble.bars.reward_scale,
         planned_updates=chosen.updates,
         validation_bars=min(4096, len(table.start_rows) // 5),
-        parameters=ensemble.learners[0].online.values_EW.shape[1],
+        parameters=sum(one[0].numel() for one in ensemble.learners[0].weights()[0].values()),
         groups=len(groups),
     )
     return [validated(record) for record in ensemble.records], facts
@@ -83,7 +83,7 @@ def costly() -> MarketTable:
 
 
 def fairly_costly() -> MarketTable:
-    return tables(small_world().model_copy(update={"cost_bps": 60.0}), 12_000, 100)[0]
+    return tables(small_world().model_copy(update={"cost_bps": 80.0}), 12_000, 100)[0]
 
 
 def nothing() -> MarketTable:
@@ -141,6 +141,8 @@ class Staged:
         return f"{self.symptom}-{self.cause}"
 
 
+TORCH = {"dueling": True}
+"""The compiled learner ends with an error at a gradient that is no number, and keeps its weights to itself."""
 FAST_RATE = {"learning_rate": 3.0}
 LONG_SIGHT = {"gamma": 0.9999, "tau": 1.0, "double": False, "lr_schedule": "constant", "updates": 1500}
 RUNAWAY = {
@@ -152,10 +154,9 @@ HELD = {"weight_decay": 100.0}
 MEDIAN = {"huber_delta": 0.05}
 
 STAGED = [
-    Staged("not_finite", "learning_rate_high", {"learning_rate": 1e20, "value_loss": "mse"}),
+    Staged("not_finite", "learning_rate_high", {**TORCH, "learning_rate": 1e20, "value_loss": "mse"}),
     Staged("q_beyond_bound", "gamma_high", RUNAWAY),
     Staged("q_beyond_bound", "target_fast", RUNAWAY),
-    Staged("loss_spike", "learning_rate_high", RUNAWAY),
     Staged("loss_spike", "outliers", {"value_loss": "mse", "max_grad_norm": 1e9, "batch_bars": 16}, one_bad_tick),
     Staged("td_large", "reward_scale", reward_scale=1e5),
     Staged("td_small", "reward_scale", reward_scale=0.1),
@@ -166,18 +167,19 @@ STAGED = [
     Staged("always_clipped", "clipped_hard", {"max_grad_norm": 0.001}),
     Staged("dead_units", "learning_rate_high", {"learning_rate": 0.3}),
     Staged("dead_units", "inputs", {}, still),
-    Staged("dead_units", "start_dead", {}, usual, every_unit_far_below_zero),
+    Staged("dead_units", "start_dead", TORCH, usual, every_unit_far_below_zero),
     Staged("collapse", "cost_high", {}, costly),
     Staged("collapse", "held_at_zero", HELD),
-    Staged("collapse", "learning_rate_high", FAST_RATE),
+    Staged("collapse", "learning_rate_high", {**FAST_RATE, "lr_schedule": "constant"}),
+    Staged("loss_spike", "learning_rate_high", FAST_RATE),
     Staged("collapse", "huber_small", MEDIAN, rare_gains),
-    Staged("collapse", "start_dead", {}, usual, every_unit_far_below_zero),
+    Staged("collapse", "start_dead", TORCH, usual, every_unit_far_below_zero),
     Staged("overfit", "few_bars", MEMORY, few),
-    Staged("overtrades", "cost_unknown", {}, fairly_costly, costs_that_learning_does_not_know),
-    Staged("wrong_way", "reward_sign", {}, usual, charged_for_the_opposite),
+    Staged("overtrades", "cost_unknown", TORCH, fairly_costly, costs_that_learning_does_not_know),
+    Staged("wrong_way", "reward_sign", TORCH, usual, charged_for_the_opposite),
     Staged("nothing_learned", "no_signal", {}, nothing),
     Staged("nothing_learned", "learning_rate_low", {"learning_rate": 1e-8}),
-    Staged("nothing_learned", "learning_rate_high", FAST_RATE),
+    Staged("crash", "learning_rate_high", {**FAST_RATE, "lr_schedule": "constant"}),
     Staged("nothing_learned", "inputs", {}, still),
     Staged("nothing_learned", "held_at_zero", HELD),
 ]

@@ -291,6 +291,10 @@ class TensorBoardLog:
             else:
                 self._scalar(name, value, record["update"])
 
+    def tell(self, lines: Sequence[str], update: int) -> None:
+        """Write what the doctor found, as text."""
+        self._writer.add_text("doctor", "\n".join(f"    {line}" for line in lines), update)
+
     def close(self) -> None:
         """Write what waits and end."""
         self._writer.close()

@@ -20,7 +20,7 @@ import structlog
 from training.dqn.checkpoint import CheckpointStore, one_trainer
 from training.dqn.doctor import Doctor, Finding
 from training.dqn.history import History, TensorBoardLog
-from training.dqn.run_facts import Facts, run_facts, write_run_facts
+from training.dqn.run_facts import Facts, read_run_facts, run_facts, write_run_facts
 from training.dqn.run_report import write_report
 from training.errors import TrainingError
 
@@ -186,16 +186,26 @@ def train_in(
                     on_progress(training.updates)
             if training.updates > saved:
                 store.try_save(training.updates, training.state())
-        finally:
+        finally:  # also after an error: what led to it is what one wants to see
             if board is not None:
                 board.close()
-        if history.records:
-            write_report(run_dir)
+            if history.records:
+                write_report(run_dir)
         if told.is_set() and not training.done:
             raise StoppedBySignalError(
                 f"stopped at update {training.updates}: the same command goes on from the checkpoint in {run_dir}"
             )
         return not training.done
+
+
+def note_exits(run_dir: Path, metrics: Mapping[str, Any]) -> None:
+    """Add what a trained exit head says of itself to what is known of the run, and renew its report.
+
+    Raises:
+        TrainingError: The run's folder cannot be written.
+    """
+    write_run_facts(run_dir, {**read_run_facts(run_dir), "exits": dict(metrics)})
+    write_report(run_dir)
 
 
 def _record(
@@ -215,6 +225,8 @@ def _record(
             board.write(kept)
         for finding in doctor.observe(kept):
             log.warning("training_symptom", symptom=finding.symptom.name, update=kept["update"])
+            if board is not None:
+                board.tell(finding.lines(), kept["update"])
             if on_finding is not None:
                 on_finding(finding)
 

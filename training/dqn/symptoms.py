@@ -21,9 +21,11 @@ Severity = Literal["error", "warning"]
 
 SPIKE_FACTOR = 5.0
 """A loss so many times the median of the evaluations before: each is a mean over many batches, and stays within a
-factor of two in trainings that go well."""
-SPIKE_AFTER = 4
-"""Evaluations that make this median; the first of them belong to a network that knows nothing."""
+factor of two in trainings that go well, from the first one on."""
+SPIKE_MEDIAN = 8
+"""Evaluations that make this median, at most."""
+GRADIENT_FIRST = 4
+"""Evaluations whose gradients later ones are compared with."""
 UNSETTLED_GROWTH = 1.2
 """Largest value at the end over that at two thirds of the training; one that has settled moves by a few percent."""
 UNSETTLED_SIZE = 50.0
@@ -138,8 +140,8 @@ def _not_finite(course: Course) -> Seen | None:
 
 def _loss_spike(course: Course) -> Seen | None:
     loss_KE = course.members("loss")
-    for k in range(SPIKE_AFTER, len(course)):
-        usual_E = np.median(loss_KE[max(0, k - 8) : k], axis=0)
+    for k in range(1, len(course)):
+        usual_E = np.median(loss_KE[max(0, k - SPIKE_MEDIAN) : k], axis=0)
         ratio_E = loss_KE[k] / np.maximum(usual_E, 1e-12)
         if ratio_E.max() > SPIKE_FACTOR:
             e = int(ratio_E.argmax())
@@ -225,11 +227,11 @@ def _gradient_explodes(course: Course) -> Seen | None:
     if len(course) < EVALUATIONS_MIN:
         return None
     norm_KE, q_KE = course.members("grad_norm"), course.members("q_abs_max")
-    usual_E = np.median(norm_KE[:SPIKE_AFTER], axis=0)
+    usual_E = np.median(norm_KE[:GRADIENT_FIRST], axis=0)
     grown_KE = norm_KE / np.maximum(usual_E, 1e-12)
     # gradients are as large as the values: a growth that both share has its own symptom
-    own_KE = grown_KE / np.maximum(1.0, q_KE / np.maximum(np.median(q_KE[:SPIKE_AFTER], axis=0), 1e-12))
-    if own_KE[SPIKE_AFTER:].max() <= GRADIENT_GROWTH:
+    own_KE = grown_KE / np.maximum(1.0, q_KE / np.maximum(np.median(q_KE[:GRADIENT_FIRST], axis=0), 1e-12))
+    if own_KE[GRADIENT_FIRST:].max() <= GRADIENT_GROWTH:
         return None
     k, e = np.unravel_index(int(np.where(own_KE > GRADIENT_GROWTH, 1, 0).argmax()), own_KE.shape)
     return int(k), (f"gradient norm {norm_KE[k, e]:.3g}, {grown_KE[k, e]:.0f} times that of the first evaluations",)
@@ -304,13 +306,16 @@ def _attention(course: Course) -> Seen | None:
 
 
 def _exit_spread(course: Course) -> Seen | None:
-    spread = [record["exit_spread"] for record in course.records]
-    if len(course) < EVALUATIONS_MIN or course.progress < PROGRESS_MIN or spread[-1] is None:
+    spread = course.records[-1]["exit_spread"]
+    if spread is None:  # a head that is trained beside the values is judged once, at its end
+        spread = course.fact("exits", "exit_spread")
+    if spread is None or course.progress < PROGRESS_MIN or spread >= EXIT_SPREAD_MIN:
         return None
-    if spread[-1] >= EXIT_SPREAD_MIN:
-        return None
-    first = next(k for k, value in enumerate(spread) if value is not None and value < EXIT_SPREAD_MIN)
-    return first, (f"stop distances deviate by {spread[-1]:.1%} of their mean",)
+    first = next(
+        (k for k, one in enumerate(course.records) if (one["exit_spread"] or math.inf) < EXIT_SPREAD_MIN),
+        len(course) - 1,
+    )
+    return first, (f"stop distances deviate by {spread:.1%} of their mean",)
 
 
 def _overfit(course: Course) -> Seen | None:
