@@ -68,7 +68,7 @@ lint: setup
 	@$(BIN)/lint-imports
 
 bench: setup
-	@for name in commands operations environment replay fast_replay evaluation cycle daemon; do $(BIN)/python tests/benchmarks/bench_$$name.py; done
+	@for name in commands operations environment learner replay fast_replay evaluation cycle daemon; do $(BIN)/python tests/benchmarks/bench_$$name.py; done
 
 soak: setup
 	@$(BIN)/python tests/benchmarks/bench_soak.py
