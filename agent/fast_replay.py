@@ -14,10 +14,8 @@ import gc
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -27,27 +25,28 @@ from agent.answers import checked
 from agent.app import bars_per_year_of, make_calendar, make_strategy
 from agent.deciding import Decider, Remembered
 from agent.exchange import make_engine
-from agent.foresight import Foresight, NotFastError, SymbolForesight, at_once, foresee, next_of
+from agent.foresight import NotFastError, SymbolForesight, at_once, foresee
 from agent.looking import View, silence
+from agent.lookout import MARGIN, Lookout
 from agent.orders import Intent
 from agent.replay import ReplayResult, result_of
 from agent.replay_desk import ReplayDesk
+from agent.replay_rooms import NewestBars, ReplayRooms
 from agent.replay_tables import Holdings, Path, Told, decided, tables_of
 from agent.risk import breach, breach_text
 from agent.tables import INCIDENTS
 from agent.trading_state import TradingState
 from brokers.calendar import DAY_NS
-from brokers.domain import Bar, Instrument, Leg
+from brokers.domain import Bar, Leg
 from brokers.series import BarSeries, Float, Int, from_ns, to_ns
 from brokers.simulated.broker import SimulatedBroker
 from strategies.batch import BatchStrategy
 from strategies.decision import ExitConfig
 from strategies.sizing import SizingConfig
-from strategies.strategy import Abstention, Observations, Opinion, Reason, Strategy
+from strategies.strategy import Abstention, Observations, Opinion, Reason
 
 if TYPE_CHECKING:
     from agent.settings import Settings
-    from brokers.costs import CostModel
     from brokers.simulated.engine import MatchingEngine
 
 log = structlog.get_logger("tandem.replay")
@@ -59,70 +58,6 @@ _TELL_EVERY = 1_000
 """Closes between two words of progress."""
 _NO_FEATURES: Float = np.empty((0, 0))
 """No rule of a decision looks at features."""
-_MARGIN = 1e-9
-"""Relative distance within which a price or a limit counts as reached: the exact rule then decides."""
-_FLOOR_FRACTION = Decimal("0.01")
-"""Least equity, as a fraction of what was there at a halt, at which a refused entry surely is not too small."""
-
-
-class NewestBars(Mapping[str, Bar]):
-    """The newest bar of each symbol at one close, made where it is asked for."""
-
-    def __init__(self, seen: Foresight) -> None:
-        self._seen = seen
-        self._close = -1
-        self._made: dict[str, tuple[int, Bar]] = {}
-
-    def move(self, close: int) -> None:
-        """Look from another close; -1 is before the first."""
-        self._close = close
-
-    def index(self, symbol: str) -> int:
-        """Return the index of a symbol's newest bar; -1 for none."""
-        if self._close < 0:
-            return self._seen.warm_last[symbol]
-        return self._seen.symbols[symbol].last_T.item(self._close)
-
-    def __getitem__(self, symbol: str) -> Bar:
-        """Return a symbol's newest bar."""
-        index = self.index(symbol)
-        if index < 0:
-            raise KeyError(symbol)
-        made = self._made.get(symbol)
-        if made is None or made[0] != index:
-            made = self._made[symbol] = (index, self._seen.symbols[symbol].series.bar(index))
-        return made[1]
-
-    def get(self, symbol: str, default: Any = None) -> Any:
-        """Return a symbol's newest bar; the default where there is none."""
-        made, index = self._made.get(symbol), self.index(symbol)
-        if made is not None and made[0] == index:
-            return made[1]
-        return default if index < 0 else self[symbol]
-
-    def __iter__(self) -> Iterator[str]:
-        """Give the symbols that have a bar."""
-        return (symbol for symbol in self._seen.symbols if self.index(symbol) >= 0)
-
-    def __len__(self) -> int:
-        """Return how many symbols have a bar."""
-        return sum(1 for _ in self)
-
-
-@dataclass(slots=True)
-class _Rooms:
-    """What `Decider` asks for; see `agent.deciding.Rooms`."""
-
-    settings: Settings
-    symbols: tuple[str, ...]
-    state: TradingState
-    newest_bars: NewestBars
-    instruments: Mapping[str, Instrument]
-    costs: CostModel
-    bars_per_year: float
-    sizing: SizingConfig
-    exits: ExitConfig
-    strategy: Strategy
 
 
 def fast_replay(
@@ -193,7 +128,7 @@ class _Run:
         self.state = TradingState()
         self.newest = NewestBars(self.seen)
         instruments = dict(self.engine.instruments)
-        self.rooms = _Rooms(
+        self.rooms = ReplayRooms(
             settings=settings,
             symbols=settings.symbols,
             state=self.state,
@@ -210,21 +145,17 @@ class _Run:
         self.desk = ReplayDesk(self.engine, self.state, instruments, calendar, settings.bar_period, brackets)
         self.halted: str | None = None
         self.halted_at = len(self.closes_ns)
-        self._halted_change: dict[str, Int] = {}
-        self._halted_floor = Decimal(0)
         self._entries: deque[tuple[datetime, str]] = deque()
         self._entered: Counter[str] = Counter()
         self._acting = [symbol for symbol, one in self.seen.symbols.items() if one.reach.has_actions]
-        self._flat = dict.fromkeys(self.symbols, 0)
         self._foreseen: Sequence[str] = ()
         """Symbols whose answers at the newest close that was decided are those foreseen."""
         self._moves = 0
         self._day_ns = -1
         """The venue day whose begin is in step."""
-        self._reaches: tuple[int, int, float] = (0, 0, 0.0)
-        """The closes, first and one after the last, at which equity was looked at, and the highest of it there."""
         self.path = Path(self.symbols, len(self.closes_ns))
         self.path.hold(0, self._holdings())
+        self.lookout = Lookout(self.rooms, self.seen, self.engine, self.path)
 
     def incidents(self) -> pl.DataFrame:
         """Return what went wrong; see `agent.tables.incidents_frame`."""
@@ -255,11 +186,11 @@ class _Run:
         """Pass all closes."""
         t, end, told = 0, len(self.closes_ns), 0
         while t < end:
-            positions = self._quiet_positions(t)
+            positions = self.lookout.positions(t)
             if positions is None:
                 t = self._step(t)
             else:
-                stop, is_clear = self._next_interest(t, positions)
+                stop, is_clear = self.lookout.next_interest(t, positions)
                 if stop > t:
                     self._pass_over(t, stop, positions)
                 t = stop
@@ -298,140 +229,10 @@ class _Run:
 
     # ---- passing over -------------------------------------------------------------------------------
 
-    def _quiet_positions(self, t: int) -> dict[str, int] | None:
-        """Return every symbol's position where nothing but exits works; None where something may change by itself."""
-        if not self.engine.only_legs_rest():
-            return None
-        book, venue = self.state.book, self._venue
-        if not book.holdings and not venue.holdings:
-            return self._flat
-        found = self._flat.copy()
-        self.newest.move(t - 1)
-        for symbol in {**book.holdings, **venue.holdings}:
-            qty, one = book.qty(symbol), self.seen.symbols[symbol]
-            if qty != venue.qty(symbol):
-                return None  # a split has opened whose bar has not closed
-            last = self.newest.index(symbol)
-            if last < 0 or abs(float(qty)) * one.series.close.item(last) < 2.0 * self._least(symbol):
-                return None  # so little that it may count as nothing
-            found[symbol] = 1 if qty > 0 else -1
-            if found[symbol] not in one.answers:
-                return None
-        return found
-
-    def _least(self, symbol: str) -> float:
-        return float(self.rooms.instruments[symbol].min_notional)
-
-    def _next_interest(self, t: int, positions: Mapping[str, int]) -> tuple[int, bool]:
-        """Return the first close from `t` on that must be decided by the rules, and whether the way there is clear.
-
-        The way is clear where nothing can happen on the exchange up to that close, itself included.
-        """
-        asked = end = len(self.closes_ns)
-        for symbol, position in positions.items():
-            change_at = self.seen.symbols[symbol].change_at[position]
-            if self._halted_change and position == 0:
-                change_at = self._halted_change[symbol]
-            asked = min(asked, change_at.item(t))
-        beyond = min(asked + 1, end)
-        reached = beyond
-        for symbol, position in positions.items():
-            if position:
-                reached = min(reached, self._next_reached(symbol, t, reached))
-        stop = min(asked, reached)
-        return (stop if stop <= t else self._within_limits(t, stop, positions)), reached == beyond
-
-    def _next_reached(self, symbol: str, t: int, stop: int) -> int:
-        """Return the first close of t .. stop whose bar may meet an exit, a split or a dividend of a holding."""
-        one = self.seen.symbols[symbol]
-        begin, end = one.first_T.item(t), int(one.open_N.searchsorted(stop))
-        action = one.reach.next_action(begin, end)
-        below, above = self._levels(symbol)
-        bar = one.reach.first(begin, action, below, above)
-        if bar == end:
-            return stop
-        opened = one.open_N.item(bar)
-        return opened if opened >= t else one.close_N.item(bar)
-
-    def _levels(self, symbol: str) -> tuple[float, float]:
-        """Return prices between which nothing of a held symbol can trigger."""
-        holding = self.state.book.holdings[symbol]
-        is_long = holding.qty > 0
-        losing: list[Decimal] = []
-        winning: list[Decimal] = []
-        armed = self.state.exits.get(symbol)
-        if armed is not None:
-            plan = armed.plan
-            losing += [] if plan.stop is None else [plan.stop]
-            winning += [] if plan.take_profit is None else [plan.take_profit]
-            if plan.max_loss_usd is not None:
-                losing.append(holding.avg_cost - plan.max_loss_usd / holding.qty)
-        for order in self.state.orders.of(symbol):
-            losing += [] if order.stop_price is None else [order.stop_price]
-            winning += [] if order.limit_price is None else [order.limit_price]
-        dust = 2.0 * self._least(symbol) / abs(float(holding.qty))
-        below, above = (losing, winning) if is_long else (winning, losing)
-        lowest = max((float(price) for price in below), default=0.0)
-        highest = min((float(price) for price in above), default=np.inf)
-        return max(lowest, dust) * (1.0 + _MARGIN), highest * (1.0 - _MARGIN)
-
-    def _within_limits(self, t: int, stop: int, positions: Mapping[str, int]) -> int:
-        """Return how far the account can be passed over: up to the first close that may break a limit for good."""
-        low, high = self._equity_range(t, stop, positions)
-        self._reaches = (t, stop, high)
-        if self.halted is not None:
-            if self._halted_change and low < float(self._halted_floor) * (1.0 + _MARGIN):
-                self._halted_change = {}  # so little is left that an entry may be too small for another reason
-                return self._next_interest(t, positions)[0]
-            return stop
-        limit = self.settings.risk.drawdown_fraction - _MARGIN
-        peak = float(self.state.peak_equity)
-        if low > 0.0 and 1.0 - low / max(peak, high) < limit:
-            return stop
-        equity_T = self._equity_floats(t, stop, positions)
-        peak_T = np.maximum(np.maximum.accumulate(equity_T), peak)
-        is_broken = ~((equity_T > 0.0) & (1.0 - equity_T / peak_T < limit))
-        return t + int(is_broken.argmax()) if is_broken.any() else stop
-
-    def _equity_range(self, t: int, stop: int, positions: Mapping[str, int]) -> tuple[float, float]:
-        """Return the lowest and the highest equity at the closes t .. stop to a float's precision."""
-        held = [symbol for symbol, position in positions.items() if position]
-        cash = float(self.path.cash)
-        if not held:
-            return cash, cash
-        if len(held) > 1:
-            equity_T = self._equity_floats(t, stop, positions)
-            return float(equity_T.min()), float(equity_T.max())
-        close_T, qty = self.seen.symbols[held[0]].close_T[t:stop], float(self.state.book.qty(held[0]))
-        lowest, highest = float(close_T.min()) * qty + cash, float(close_T.max()) * qty + cash
-        return (lowest, highest) if qty > 0.0 else (highest, lowest)
-
-    def _equity_floats(self, t: int, stop: int, positions: Mapping[str, int]) -> Float:
-        """Return equity at the closes t .. stop to a float's precision."""
-        value_T: Float = np.zeros(stop - t)
-        for symbol, position in positions.items():
-            if position:
-                value_T += self.seen.symbols[symbol].close_T[t:stop] * float(self.state.book.qty(symbol))
-        return value_T + float(self.path.cash)
-
     def _pass_over(self, t: int, stop: int, positions: Mapping[str, int]) -> None:
         """Pass the closes t .. stop (exclusive), at which every position stays as it is."""
-        begin, end, high = self._reaches
-        if (begin, end) != (t, stop):
-            high = self._equity_range(t, stop, positions)[1]
-        peak = self.state.peak_equity
-        if high >= float(peak) * (1.0 - _MARGIN):
-            self.state.peak_equity = max(peak, self._highest(t, stop, positions))
+        self.state.peak_equity = self.lookout.peak(t, stop, positions)
         self.path.rest(t, stop, positions, self.state.book)
-
-    def _highest(self, t: int, stop: int, positions: Mapping[str, int]) -> Decimal:
-        """Return the highest equity of t .. stop (exclusive)."""
-        if positions is self._flat:
-            return self.path.cash
-        equity_T = self._equity_floats(t, stop, positions)
-        most = float(equity_T.max())
-        near = np.flatnonzero(equity_T >= most - abs(most) * 1e-12).tolist()
-        return max(self._equity_at(t + place) for place in near)
 
     def _run_until(self, t: int) -> None:
         """Let time pass on the exchange up to a close; nothing happens on the way."""
@@ -442,14 +243,6 @@ class _Run:
                 at = from_ns(until_ns).isoformat()
                 msg = f"orders {', '.join(changed)} changed by {at}, in a stretch that was passed over"
                 raise AssertionError(msg)
-
-    def _equity_at(self, t: int) -> Decimal:
-        """Return the equity at a close that has passed, or that is passed over."""
-        holdings = self.path.held_at(t)
-        marks = (int(self.seen.symbols[symbol].mark_T[t]) for symbol, _ in holdings.qty)
-        return holdings.cash + sum(
-            (qty * Decimal(mark).scaleb(-9) for (_, qty), mark in zip(holdings.qty, marks, strict=True)), Decimal(0)
-        )
 
     def _holdings(self) -> Holdings:
         book = self._venue
@@ -506,9 +299,9 @@ class _Run:
             return
         first = int(self.closes_ns.searchsorted(day_ns))
         if first == t:
-            self.state.last_equity = None if t == 0 else self._equity_at(t - 1)
+            self.state.last_equity = None if t == 0 else self.lookout.equity_at(t - 1)
             return
-        self.state.day, self.state.day_start_equity = day, self._equity_at(max(first - 1, 0))
+        self.state.day, self.state.day_start_equity = day, self.lookout.equity_at(max(first - 1, 0))
 
     def _view(self, t: int) -> View:
         bars: dict[str, list[Bar]] = {}
@@ -605,7 +398,7 @@ class _Run:
 
     def _halt_on_breach(self, view: View, t: int) -> None:
         equity, peak = float(view.account.equity), float(self.state.peak_equity)
-        if equity > 0.0 and 1.0 - equity / peak < self.settings.risk.drawdown_fraction - _MARGIN:
+        if equity > 0.0 and 1.0 - equity / peak < self.settings.risk.drawdown_fraction - MARGIN:
             return  # far from it: the peak is that of `account_risk`
         if self.halted is not None:
             return
@@ -614,20 +407,4 @@ class _Run:
             return
         self.halted = breach_text(risk, self.settings.risk)
         self.halted_at = t + 1
-        self._halted_floor = view.account.equity * _FLOOR_FRACTION
-        for symbol, one in self.seen.symbols.items():
-            self._halted_change[symbol] = self._change_while_halted(one, symbol)
-
-    def _change_while_halted(self, one: SymbolForesight, symbol: str) -> Int:
-        """Return, as `change_at` does, the closes at which a flat symbol's refused entry is not sure to be `halted`."""
-        instrument = self.rooms.instruments[symbol]
-        given = one.answers[0]
-        least = 2.0 * float(instrument.min_notional) + 2.0 * float(instrument.qty_step) * one.series.close
-        with np.errstate(invalid="ignore", divide="ignore"):
-            wanted = self.rooms.sizing.per_bar(self.rooms.bars_per_year) / one.volatility_N
-            fraction = np.clip(wanted, self.rooms.sizing.min_fraction, self.rooms.sizing.max_fraction)
-            is_sure = (float(self._halted_floor) * fraction > least) & (one.volatility_N > 0.0)
-        odd = given.near_T | (np.abs(given.target_T) > 1)
-        odd |= (given.target_T < 0) & (not self.settings.strategy.shorts)
-        doubtful = odd | ((given.target_T != 0) & ~is_sure)
-        return next_of(one.usable_T & doubtful[one.bar_T])
+        self.lookout.halt(view.account.equity)
