@@ -252,17 +252,17 @@ def learner(**changed: Any) -> Trainer:
         from training.dqn.ensemble import WARM_UP_UPDATES  # noqa: PLC0415 - same
         from training.dqn.learner import Learner  # noqa: PLC0415 - same
         from training.dqn.network import batch_values  # noqa: PLC0415 - same
+        from training.dqn.relevance import relevance  # noqa: PLC0415 - same
         from training.dqn.settings import DqnSettings  # noqa: PLC0415 - same
 
         torch.set_num_threads(1)
         settings = DqnSettings(members=1, **changed)
         rows = learnable_rows(market.table)
-        bars = Bars(
-            market.table, rows, shorts=False, reward_scale=None, input_clip=settings.input_clip,
-            relevance_floor=settings.relevance_floor,
-        )  # fmt: skip
+        bars = Bars(market.table, rows, shorts=False, reward_scale=None, input_clip=settings.input_clip)
+        floor = settings.relevance_floor
+        gain_EF = torch.from_numpy(floor + (1.0 - floor) * relevance(bars.moments(rows))).float()[None]
         kind = Learner if why_not_compiled(settings) else CompiledLearner
-        one = kind(settings, bars, list(market.spec.group_slices.values()), [rows], [seed])
+        one = kind(settings, bars, list(market.spec.group_slices.values()), [rows], [seed], gain_EF)
 
         def decide(features_RF: NDArray[np.float32]) -> NDArray[np.int64]:
             weights, buffers = one.weights()
@@ -388,8 +388,8 @@ def trainers() -> dict[str, Trainer]:
     return {
         "stable-baselines3, the tutorial's values": stable_baselines(tutorial_values(), normalised=False),
         "stable-baselines3, tuned": stable_baselines(TUNED, normalised=False),
-        "`tandem train dqn`, one member: attention, torch": learner(),
-        "`tandem train dqn`, one member: MLP 64 x 64, compiled": learner(network="mlp", hidden=(64, 64)),
+        "`tandem train dqn`, one member: attention, torch": learner(network="attention"),
+        "`tandem train dqn`, one member: its default, compiled": learner(),
         "all-action, plain torch, 64 x 64": plain_torch(Plan()),
         "all-action, compiled, 64 x 64": compiled(Plan()),
         "all-action, compiled, 64 x 64, no pull of the inputs": compiled(Plan(input_l1=0.0)),

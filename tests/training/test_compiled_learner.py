@@ -27,7 +27,8 @@ def market(*, shorts: bool = False) -> Bars:
 def learner(kind: type[Learner] | type[CompiledLearner], bars: Bars, **changed: Any) -> Any:
     rows = learnable_rows(bars.table)
     groups = [slice(0, bars.table.n_features)]
-    return kind(DqnSettings(**(SETTINGS | changed)), bars, groups, [rows[:150], rows[100:]], SEEDS)
+    gain_EF = torch.linspace(0.1, 1.0, 2 * bars.table.n_features).reshape(2, -1)
+    return kind(DqnSettings(**(SETTINGS | changed)), bars, groups, [rows[:150], rows[100:]], SEEDS, gain_EF)
 
 
 @pytest.mark.parametrize("shorts", [False, True], ids=["long or flat", "with shorts"])
