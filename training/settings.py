@@ -75,7 +75,8 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = MappingProxyType(
                     "updates": 6_000,  # ours
                     "batch_bars": 64,  # ours
                     "n_envs": 64,  # ours
-                    "steps_per_update": 80.0,  # ours: the floor of exploration is reached before the end
+                    "steps_per_update": 80.0,  # ours
+                    "episode_bars": 250,  # ours: 1,920 episodes, of which 1,497 reach the floor of exploration
                     "checkpoint_episodes": 25,  # stated
                 },
                 "exits": {"head": "sigmoid_mse"},  # stated
