@@ -227,8 +227,6 @@ class _Run:
         self._decide(t, None)
         return t + 1
 
-    # ---- passing over -------------------------------------------------------------------------------
-
     def _pass_over(self, t: int, stop: int, positions: Mapping[str, int]) -> None:
         """Pass the closes t .. stop (exclusive), at which every position stays as it is."""
         self.state.peak_equity = self.lookout.peak(t, stop, positions)

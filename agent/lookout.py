@@ -50,6 +50,8 @@ class Lookout:
         self._closes = len(seen.closes_ns)
         self._venue = engine.account_book()
         self._flat = dict.fromkeys(rooms.symbols, 0)
+        self._dust = {symbol: 2.0 * float(rules.min_notional) for symbol, rules in rooms.instruments.items()}
+        """Value of a holding below which it may count as nothing."""
         self._halted_floor: float | None = None
         """Since a halt: the equity down to which entries are surely refused for it."""
         self._halted_change: dict[str, Int] = {}
@@ -76,15 +78,12 @@ class Lookout:
             if qty != venue.qty(symbol):
                 return None  # a split has opened whose bar has not closed
             last = self.newest.index(symbol)
-            if last < 0 or abs(float(qty)) * one.series.close.item(last) < 2.0 * self._least(symbol):
+            if last < 0 or abs(float(qty)) * one.series.close.item(last) < self._dust[symbol]:
                 return None  # so little that it may count as nothing
             found[symbol] = 1 if qty > 0 else -1
             if found[symbol] not in one.answers:
                 return None
         return found
-
-    def _least(self, symbol: str) -> float:
-        return float(self.rooms.instruments[symbol].min_notional)
 
     def next_interest(self, t: int, positions: Mapping[str, int]) -> tuple[int, bool]:
         """Return the first close from `t` on that must be decided by the rules, and whether the way there is clear.
@@ -133,7 +132,7 @@ class Lookout:
         for order in self.state.orders.of(symbol):
             losing += [] if order.stop_price is None else [order.stop_price]
             winning += [] if order.limit_price is None else [order.limit_price]
-        dust = 2.0 * self._least(symbol) / abs(float(holding.qty))
+        dust = self._dust[symbol] / abs(float(holding.qty))
         below, above = (losing, winning) if is_long else (winning, losing)
         lowest = max((float(price) for price in below), default=0.0)
         highest = min((float(price) for price in above), default=np.inf)

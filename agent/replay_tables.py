@@ -37,6 +37,8 @@ _DECIMALS = 9
 _ACTIONS = ("HOLD", "BUY", "SELL")
 _DIGITS = 9
 """Decimals to which the numbers of a vote are rounded (`agent.deciding`)."""
+_BLOCK = 8_192
+"""Numbers that are rounded at a time."""
 _PLAIN_LEAST = 1e-4
 """Smaller numbers are written with an exponent by Python and without one by Polars."""
 _PLAIN_MOST = 1e15
@@ -411,6 +413,13 @@ def _written(values: Float) -> pl.Series:
 
 def _rounded(values: Float) -> Float:
     """Return what `round(value, 9)` gives of each value."""
+    rounded = np.empty(len(values))
+    for begin in range(0, len(values), _BLOCK):
+        rounded[begin : begin + _BLOCK] = _rounded_block(values[begin : begin + _BLOCK])
+    return rounded
+
+
+def _rounded_block(values: Float) -> Float:
     scaled = values * 10.0**_DIGITS
     rounded = np.rint(scaled) / 10.0**_DIGITS
     # the product is rounded itself: where that may decide, and beyond whole numbers, Python does
