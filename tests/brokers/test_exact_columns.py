@@ -72,3 +72,20 @@ def test_what_does_not_fit_is_refused() -> None:
         units(Decimal("0.0000000001"), 9)
     with pytest.raises(ExactError, match="price"):
         quantised_units(np.array([1e9]))
+
+
+def test_long_columns_are_divided_as_short_ones() -> None:
+    rng = np.random.default_rng(0)
+    whole, by = (np.rint(rng.uniform(1e9, 9e15, 20_000)) for _ in range(2))
+    found, doubtful = product(whole, by).over(product(by, by))
+    for begin in range(0, 20_000, 6_000):
+        part = np.s_[begin : begin + 6_000]
+        quotient, unsure = product(whole[part], by[part]).over(product(by[part], by[part]))
+        assert np.array_equal(found[part], quotient)
+        assert np.array_equal(doubtful[part], unsure)
+
+
+def test_long_columns_of_prices_become_units_as_short_ones() -> None:
+    prices = np.random.default_rng(0).uniform(1e-6, 4e6, 20_000)
+    parts = [quantised_units(prices[begin : begin + 6_000]) for begin in range(0, 20_000, 6_000)]
+    assert np.array_equal(quantised_units(prices), np.concatenate(parts))
