@@ -7,8 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from agent.commands.screen import Screen, money, number, when
-
-_TARGETS = {-1: "short", 0: "flat", 1: "long"}
+from agent.commands.votes_screen import TARGETS, vote_rows
 
 
 def show_explanation(found: Mapping[str, Any], *, asked: datetime | None, utc_assumed: bool) -> None:
@@ -33,11 +32,11 @@ def show_explanation(found: Mapping[str, Any], *, asked: datetime | None, utc_as
 
 def _decided(screen: Screen, found: Mapping[str, Any]) -> None:
     decision = found["decision"]
-    before = _TARGETS[decision["position_before"]]
+    before = TARGETS[decision["position_before"]]
     screen.pairs(
         [
             ("bar", _bar(found["bar"])),
-            ("decision", f"{decision['action']}: from {before}, wants {_TARGETS[decision['target']]}"),
+            ("decision", f"{decision['action']}: from {before}, wants {TARGETS[decision['target']]}"),
             ("reason", f"{decision['reason']}: {decision['reason_text']}"),
             ("outcome", f"{decision['outcome']}: {decision['outcome_text']}"),
             ("position", _position(decision)),
@@ -45,7 +44,7 @@ def _decided(screen: Screen, found: Mapping[str, Any]) -> None:
         ]
     )
     screen.title("Votes")
-    screen.pairs([(name, _vote(vote)) for name, vote in found["votes"].items()])
+    screen.pairs(list(vote_rows(found["votes"], decision["position_before"])))
     screen.title("Gate, size and exits")
     rows = [("gate", _gate(found["gate"]))]
     if found["sizing"] is not None:
@@ -60,7 +59,7 @@ def _decided(screen: Screen, found: Mapping[str, Any]) -> None:
 
 
 def _position(decision: Mapping[str, Any]) -> str:
-    before, after = _TARGETS[decision["position_before"]], _TARGETS[decision["position_after"]]
+    before, after = TARGETS[decision["position_before"]], TARGETS[decision["position_after"]]
     held_before, held_after = number(decision["held_before"]), number(decision["held_after"])
     return f"{before} ({held_before}) at the close, {after} ({held_after}) {decision['after']}"
 
@@ -83,22 +82,6 @@ def _equity(equity: Mapping[str, Any] | None) -> str:
     if equity is None:
         return "not recorded"
     return f"{money(equity['equity'])} USD, cash {money(equity['cash'])} USD, exposure {equity['gross_exposure']:.1%}"
-
-
-def _vote(vote: Mapping[str, Any]) -> str:
-    if "abstained" in vote:
-        return f"abstained, {vote['abstained']}" + (f": {vote['detail']}" if vote.get("detail") else "")
-    told = f"wants {_TARGETS[vote['target']]}"
-    if vote.get("q"):
-        values = [f"{_TARGETS[int(target)]} {value:.6g}" for target, value in vote["q"].items()]
-        told += f"; value of {', '.join(values)}"
-    if vote.get("p"):
-        told += "; probability of " + ", ".join(f"{_TARGETS[int(t)]} {value:.3f}" for t, value in vote["p"].items())
-    if vote.get("detail"):
-        told += "; " + ", ".join(f"{name} {value:.6g}" for name, value in vote["detail"].items())
-    if vote.get("note"):
-        told += f'; it says: "{vote["note"]}"'
-    return told
 
 
 def _gate(gate: Mapping[str, Any]) -> str:

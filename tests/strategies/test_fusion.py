@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from strategies.baselines import make_baseline
 from strategies.features import FeatureSpec
 from strategies.fusion import Answer, Fused, FusionError, FusionWeights, fuse
-from strategies.strategy import Abstention, Observations, Opinion, Reason
+from strategies.strategy import Abstention, ExitLevels, Observations, Opinion, Reason
 
 TARGETS = (-1, 0, 1)
 PERIOD = timedelta(minutes=5)
@@ -114,6 +115,18 @@ def test_a_heavy_vote_changes_the_target_and_the_ledger_s_numbers_say_so() -> No
     assert isinstance(fused, Opinion)
     assert (fused.target, fused.reason) == (0, Reason.FUSED)
     assert (fused.detail["llm_weight"], fused.detail["llm_effect"]) == (1.0, 1.0)
+
+
+def test_the_network_s_exits_go_with_its_target_and_a_target_that_was_changed_has_none_of_its_own() -> None:
+    exits = ExitLevels(stop=0.01, take_profit=None)
+    one = replace(network({0: 0.0, 1: 0.0002}), exits=exits)
+    other = replace(llm({0: 0.1, 1: 0.9}), exits=ExitLevels(stop=0.5, take_profit=0.5))
+    agreed = fuse(one, other, 0, FusionWeights(llm_weight=1.0))
+    assert isinstance(agreed, Opinion)
+    assert (agreed.target, agreed.exits) == (1, exits)
+    changed = fuse(replace(one, target=0, q={0: 0.0, 1: -0.0002}), other, 0, FusionWeights(llm_weight=1.0))
+    assert isinstance(changed, Opinion)
+    assert (changed.target, changed.exits) == (1, None)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from tiny_models import (
     SPEC,
@@ -18,13 +19,23 @@ from tiny_models import (
     logarithm_model,
     make_bundle,
     model_with_weights_outside,
+    momentum_model,
 )
 
 from strategies import bundle as bundles
 from strategies.bundle import Bundle, BundleError
-from strategies.policy import BundlePolicy, Model, greedy_targets
+from strategies.features import FeatureSpec, Group
+from strategies.policy import EXPLAINED_MAX, BundlePolicy, Model, greedy_targets
 from strategies.strategy import Abstention, ExitLevels, Observations, Opinion, Reason
+from training.dqn.onnx_branch import with_branch
 
+TWO_GROUPS = FeatureSpec(
+    (
+        Group("returns", "returns", {"horizons": [1, 4], "unit": 16}),
+        Group("longer", "returns", {"horizons": [16], "unit": 16}),
+    ),
+    300.0,
+)
 CLOSE = datetime(2024, 3, 1, 12, tzinfo=UTC)
 
 
@@ -142,6 +153,58 @@ def test_exits_and_explanations_come_with_the_opinion(tmp_path: Path) -> None:
     assert isinstance(answer, Opinion)
     assert answer.exits == ExitLevels(stop=pytest.approx(0.02), take_profit=None)
     assert answer.detail == {"spread": 0.25, "attention": 0.0}
+
+
+def explained_policy(folder: Path, *, explains: bool = True) -> BundlePolicy:
+    """Long is worth the first feature, and each of two groups is said to have moved it by twice that."""
+    part = linear_model({"attribution": 2.0 * np.stack([first_feature(), first_feature()], axis=1)})
+    model = with_branch(onnx.load_from_string(momentum_model()), onnx.load_from_string(part), "attribution")
+    return BundlePolicy(make_bundle(folder, model.SerializeToString(), feature_spec=TWO_GROUPS), explains=explains)
+
+
+def moved(answers: Sequence[Opinion | Abstention]) -> list[float | None]:
+    return [answer.detail.get("attribution.returns") for answer in answers if isinstance(answer, Opinion)]
+
+
+def test_an_answer_says_how_much_each_group_moved_it(tmp_path: Path) -> None:
+    answers = ask(explained_policy(tmp_path / "b"), [0.5, -0.25], [0, 0])
+    assert moved(answers) == [1.0, -0.5]
+
+
+def test_of_many_rows_those_are_explained_first_that_move(tmp_path: Path) -> None:
+    rows = 3 * EXPLAINED_MAX
+    firsts = [1.0 if row % 5 == 4 else -1.0 for row in range(rows)]
+    told = moved(ask(explained_policy(tmp_path / "b"), firsts, [0] * rows))
+    explained = [row for row in range(rows) if told[row] is not None]
+    assert len(explained) == EXPLAINED_MAX
+    assert explained == sorted(sorted(range(rows), key=lambda row: (firsts[row] < 0, row))[:EXPLAINED_MAX])
+
+
+def test_a_policy_that_nobody_asks_why_says_the_same_without_it(tmp_path: Path) -> None:
+    one, other = explained_policy(tmp_path / "a"), explained_policy(tmp_path / "b", explains=False)
+    asked, unasked = ask(one, [0.5, -0.25], [0, 1]), ask(other, [0.5, -0.25], [0, 1])
+    assert moved(unasked) == [None, None]
+    assert [(a.target, a.q) for a in asked if isinstance(a, Opinion)] == [
+        (a.target, a.q) for a in unasked if isinstance(a, Opinion)
+    ]
+
+
+def test_of_quantiles_the_medians_alone_come_with_the_answer(tmp_path: Path) -> None:
+    nothing = np.zeros(WIDTH + 1)
+    names = ("favourable_q10", "favourable_q50", "favourable_q97.5", "adverse_q50", "adverse_q90", "exit_gain")
+    model = linear_model({"q_flat": nothing, "q_long": first_feature(), **dict.fromkeys(names, nothing)})
+    (answer,) = ask(BundlePolicy(make_bundle(tmp_path / "b", model)), [1.0], [0])
+    assert isinstance(answer, Opinion)
+    assert set(answer.detail) == {"favourable_q50", "adverse_q50", "exit_gain"}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 15, 17, 40])
+def test_an_answer_does_not_depend_on_how_many_are_asked_for(rows: int, tmp_path: Path) -> None:
+    policy = BundlePolicy(make_bundle(tmp_path / "b"))
+    features = np.random.default_rng(0).normal(size=(40, WIDTH))
+    together = policy.q_values(features, np.zeros(40, dtype=np.int8))
+    alone = policy.q_values(features[:rows], np.zeros(rows, dtype=np.int8))
+    np.testing.assert_array_equal(alone, together[:rows])
 
 
 def test_large_batches_are_cut_and_give_the_same_values(tmp_path: Path) -> None:

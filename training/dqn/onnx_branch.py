@@ -65,7 +65,7 @@ def _content(tensor: onnx.TensorProto) -> bytes:
 
 
 def _rename(node: onnx.NodeProto, renamed: Mapping[str, str]) -> None:
-    node.name = _PREFIX + node.name
+    node.name = _PREFIX + (node.name or node.output[0])
     node.input[:] = [renamed.get(name, name) for name in node.input]
     node.output[:] = [renamed.get(name, name) for name in node.output]
     if any(attribute.HasField("g") for attribute in node.attribute):
