@@ -189,6 +189,7 @@ def bench(
     train_seeds: Annotated[
         int, typer.Option(min=1, max=100, help="Trainings of each preset, each on its own bars.")
     ] = 5,
+    train_first_seed: Annotated[int, typer.Option(min=0, help="Seed of the first training.")] = 1,
     ceiling: Annotated[bool, typer.Option("--ceiling", help="Add what features read linearly allow.")] = False,  # noqa: FBT002 -- Typer's flag
     bars: Annotated[int, typer.Option(min=100, max=1_000_000, help="Decisions on each path.")] = 20_000,
     seeds: Annotated[int, typer.Option(min=1, max=10_000, help="Paths, each of a seed of its own.")] = 16,
@@ -211,7 +212,9 @@ def bench(
 
         chosen = load_worlds(overrides or ()).chosen(worlds or ())
         span = range(first_seed, first_seed + seeds)
-        trainings = Trainings(recipes or (), train_bars or (500_000,), range(1, train_seeds + 1))
+        trainings = Trainings(
+            recipes or (), train_bars or (500_000,), range(train_first_seed, train_first_seed + train_seeds)
+        )
         reports = []
         for report in run_bench(
             chosen,

@@ -133,7 +133,8 @@ def bench_world(world: World, strategies: Mapping[str, Strategy], *, bars: int, 
     """
     optimum = world.solve()
     paths = [score_path(world, optimum, strategies, bars=bars, seed=seed) for seed in seeds]
-    return report(world, optimum, [row(key, paths, optimum.gain) for key in paths[0]])
+    rows = tuple(row(key, paths, optimum.gain) for key in paths[0])
+    return WorldReport(world.name, world.model_dump(mode="json"), optimum.gain * 1e4, rows)
 
 
 def score_path(
@@ -149,11 +150,6 @@ def score_path(
     for name, strategy in strategies.items():
         scores[name, "bars"] = score(world, optimum, path, driver.drive(strategy))
     return scores
-
-
-def report(world: World, optimum: Optimum, rows: Sequence[Row]) -> WorldReport:
-    """Return a world's table."""
-    return WorldReport(world.name, world.model_dump(mode="json"), optimum.gain * 1e4, tuple(rows))
 
 
 def score(world: World, optimum: Optimum, path: Path, decisions: Decisions) -> PathScore:
@@ -179,19 +175,15 @@ def row(key: tuple[str, Knows], paths: Sequence[PathScores], gain: float) -> Row
     return _row(name, knows, [[path[key] for path in paths]], gain)
 
 
-def trained_row(
-    name: str, policies: Sequence[str], paths: Sequence[PathScores], gain: float, how: Mapping[str, Any]
-) -> Row:
+def trained_row(name: str, scores_SK: Sequence[Sequence[PathScore]], gain: float, how: Mapping[str, Any]) -> Row:
     """Return the row of one recipe.
 
     Args:
         name: Of the recipe.
-        policies: Names of its policies, one for each training seed.
-        paths: Scores on every path.
+        scores_SK: By training seed and path.
         gain: The optimum's.
         how: What is told of the training.
     """
-    scores_SK = [[path[policy, "bars"] for path in paths] for policy in policies]
     mean_SK, regret_SK = _columns(scores_SK)
     by_seed: dict[str, Any] = {"mean_bps": (mean_SK.mean(axis=1) * 1e4).tolist()}
     if gain > WORTHLESS:

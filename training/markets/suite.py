@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import yaml
 
@@ -19,7 +18,7 @@ from strategies.bundle import Bundle
 from strategies.policy import BundlePolicy
 from strategies.strategy import Strategy
 from training.errors import TrainingError
-from training.markets.bench import PathScores, WorldReport, report, row, score_path, trained_row
+from training.markets.bench import PathScores, WorldReport, row, score_path, trained_row
 from training.markets.ceiling import LinearReader, linear_ceiling
 from training.markets.exits import ExitWorlds
 from training.markets.garleanu_pedersen import GarleanuPedersen, bench_garleanu_pedersen
@@ -28,7 +27,7 @@ from training.markets.martingale import Martingale
 from training.markets.mean_reverting import MeanReverting
 from training.markets.predictor import Predictor
 from training.markets.solver import Optimum
-from training.markets.trained import Recipe, TrainingTask, describe, load_policy, read_recipes, run_training
+from training.markets.trained import Recipe, TrainingTask, describe, read_recipes, run_training
 from training.markets.workers import OnDone, Workers, cores, workers
 from training.markets.world import PERIOD, World
 
@@ -135,7 +134,7 @@ class PathTask:
     world: World
     optimum: Optimum
     names: tuple[str, ...]
-    folders: Mapping[str, Path]
+    bundles: tuple[Path, ...]
     ceiling: LinearReader | None
     bars: int
     seed: int
@@ -146,8 +145,7 @@ def score_everybody(task: PathTask) -> PathScores:
     strategies: dict[str, Strategy] = dict(_baselines(task.names, shorts=task.world.shorts))
     if task.ceiling is not None:
         strategies[task.ceiling.name] = task.ceiling
-    for name, folder in task.folders.items():
-        strategies[name] = load_policy(folder, shorts=task.world.shorts)
+    strategies |= dict(_policies(task.bundles, shorts=task.world.shorts))
     return score_path(task.world, task.optimum, strategies, bars=task.bars, seed=task.seed)
 
 
@@ -196,14 +194,13 @@ def run_bench(
             on_progress(done, planned)
 
     recipes = {world.name: read_recipes(trained.texts, trained.bars, world) for world in ours}
-    with workers(processes) as crew, TemporaryDirectory(prefix="tandem-bench-") as folder:
+    with workers(processes) as crew:
         for world in worlds:
             if isinstance(world, World):
                 # whoever cannot play is told before anybody trains
                 load_strategies(everybody, bundles, shorts=world.shorts)
                 plan = _Plan(everybody, tuple(bundles), tuple(seeds), bars, ceiling)
-                made = _train(world, recipes[world.name], trained.seeds, Path(folder) / world.name, crew, step)
-                yield _play(world, plan, made, crew, step)
+                yield _bench(world, plan, recipes[world.name], trained.seeds, crew, step)
             else:
                 strategies = load_strategies(everybody, bundles, shorts=True)
                 yield bench_garleanu_pedersen(world, strategies, bars=bars, seeds=seeds)
@@ -219,49 +216,34 @@ class _Plan:
     ceiling: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """A recipe's policies, by name, and how they were made."""
-
-    label: str
-    folders: Mapping[str, Path]
-    how: Mapping[str, Any]
-
-
-def _train(
-    world: World, recipes: Sequence[Recipe], seeds: Sequence[int], folder: Path, crew: Workers, step: OnDone
-) -> tuple[_Made, ...]:
-    """Train every recipe on every seed's path."""
-    tasks = [
-        TrainingTask(world, recipe, seed, folder / f"{number}-{seed}", threads=max(1, cores() // crew.count))
-        for number, recipe in enumerate(recipes)
-        for seed in seeds
-    ]
-    # the longest first, so that no process is left alone with one at the end
-    order = sorted(range(len(tasks)), key=lambda place: -tasks[place].recipe.bars)
-    found = crew.map(run_training, [tasks[place] for place in order], step)
-    costs = dict(zip(order, found, strict=True))
-    made = []
-    for number, recipe in enumerate(recipes):
-        places = range(number * len(seeds), (number + 1) * len(seeds))
-        folders = {f"{recipe.label} #{tasks[place].seed}": tasks[place].out for place in places}
-        made.append(_Made(recipe.label, folders, describe(recipe, seeds, [costs[place] for place in places])))
-    return tuple(made)
-
-
-def _play(world: World, plan: _Plan, made: Sequence[_Made], crew: Workers, step: OnDone) -> WorldReport:
-    """Score everybody on every path."""
+def _bench(
+    world: World,
+    plan: _Plan,
+    recipes: Sequence[Recipe],
+    training_seeds: Sequence[int],
+    crew: Workers,
+    step: OnDone,
+) -> WorldReport:
+    """Score everybody on every path, and train and score every recipe on every training seed's."""
     optimum = world.solve()
     reader = linear_ceiling(world, optimum) if plan.ceiling else None
-    folders = {bundle.name: bundle for bundle in plan.bundles}
-    for one in made:
-        folders |= one.folders
-    tasks = [PathTask(world, optimum, plan.names, folders, reader, plan.bars, seed) for seed in plan.seeds]
+    tasks = [PathTask(world, optimum, plan.names, plan.bundles, reader, plan.bars, seed) for seed in plan.seeds]
     paths = crew.map(score_everybody, tasks, step)
-    policies = {name for one in made for name in one.folders}
-    rows = [row(key, paths, optimum.gain) for key in paths[0] if key[0] not in policies]
-    rows += [trained_row(one.label, tuple(one.folders), paths, optimum.gain, one.how) for one in made]
-    return report(world, optimum, rows)
+    rows = [row(key, paths, optimum.gain) for key in paths[0]]
+    threads = max(1, cores() // crew.count)
+    trainings = [
+        TrainingTask(world, optimum, recipe, seed, plan.bars, plan.seeds, threads)
+        for recipe in recipes
+        for seed in training_seeds
+    ]
+    # the longest first, so that no process is left alone with one at the end
+    order = sorted(range(len(trainings)), key=lambda place: -trainings[place].recipe.bars)
+    found = dict(zip(order, crew.map(run_training, [trainings[place] for place in order], step), strict=True))
+    for number, recipe in enumerate(recipes):
+        results = [found[number * len(training_seeds) + place] for place in range(len(training_seeds))]
+        how = describe(recipe, training_seeds, results)
+        rows.append(trained_row(recipe.label, [result.scores for result in results], optimum.gain, how))
+    return WorldReport(world.name, world.model_dump(mode="json"), optimum.gain * 1e4, tuple(rows))
 
 
 def training_file(out: Path) -> Path:

@@ -2,44 +2,50 @@
 
 A recipe is a preset of `training.settings`, changed where the command says so. It is trained on the world's training
 paths, one path and one learner's seed for each training seed, with the world's costs and shorts; only bars and costs
-differ from world to world. Its policies are bundles, and decide on the evaluation paths as any bundle does.
+differ from world to world. Its policies stay in memory: the networks that a bundle would serve, whose export is equal.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from brokers.calendar import CONTINUOUS, calendar
 from brokers.configuration import ConfigurationError
-from strategies.bundle import Bundle
-from strategies.policy import BundlePolicy
+from strategies.strategy import Strategy
 from training.data import Market
-from training.markets.world import PERIOD, World
+from training.markets.bench import LEAD_BARS, PathScore, score
+from training.markets.deciders import Driver
+from training.markets.solver import Optimum
+from training.markets.world import PERIOD, Path, World
 from training.settings import TrainingConfiguration, load_training
+from training.validation import split_in_time
 
-POLICIES_LOADED_MAX = 64
-"""Policies that a process keeps loaded."""
+TrainRow = Callable[[TrainingConfiguration, Market], Strategy]
+"""Whatever makes a policy of all of a market's bars; the configuration holds its seed."""
 
-
-class Trainer(Protocol):
-    """Whatever makes a policy: configuration and bars in, a bundle out."""
-
-    def __call__(self, configuration: TrainingConfiguration, market: Market, out: Path) -> None:
-        """Train one policy on all of the market and write its bundle to `out`."""
-        ...
+DRIVERS_KEPT = 32
+"""Evaluation paths that a process keeps, with the features of each spec that was asked for."""
 
 
-def train_bundle(configuration: TrainingConfiguration, market: Market, out: Path) -> None:
-    """Train as `tandem train dqn` does; see `Trainer`."""
-    from training.dqn.pipeline import train_policy  # noqa: PLC0415 -- torch, only where something is trained
+def train_in_memory(configuration: TrainingConfiguration, market: Market) -> Strategy:
+    """Train as `tandem train dqn` does, without exits, and keep the network: no bundle, no measurements.
 
-    train_policy(configuration, market, out)
+    Raises:
+        TrainingError: Too few bars.
+    """
+    from training.dqn import pipeline  # noqa: PLC0415 -- torch, only where something is trained
+    from training.markets.network_policy import NetworkPolicy  # noqa: PLC0415 -- as above
+
+    settings = configuration.training
+    spec = pipeline.feature_spec(market, settings)
+    table = pipeline.market_table(market, spec, configuration)
+    split = split_in_time(table, validation_fraction=settings.validation_fraction, memory_bars=spec.memory_bars)
+    return NetworkPolicy(pipeline.learned(split.train, spec, settings).network, spec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,53 +133,75 @@ def training_market(world: World, bars: int, seed: int) -> Market:
 
 @dataclass(frozen=True, slots=True)
 class TrainingTask:
-    """One training, to be run anywhere."""
+    """One training and the paths that its policy then plays, to be run anywhere.
+
+    Args:
+        world: The world.
+        optimum: Its solution.
+        recipe: What is trained.
+        seed: Of the training path and of the learner.
+        bars: Decisions on each evaluation path.
+        paths: Seeds of these.
+        threads: Of the learner.
+        train: How.
+    """
 
     world: World
+    optimum: Optimum
     recipe: Recipe
     seed: int
-    out: Path
+    bars: int
+    paths: tuple[int, ...]
     threads: int = 1
-    trainer: Trainer = train_bundle
+    train: TrainRow = train_in_memory
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingCost:
-    """What one training took, bars and features included: seconds of its process, and of the clock."""
+class TrainingResult:
+    """One training: its scores by path, and the seconds that it took, bars and features included.
 
+    Args:
+        scores: On every path.
+        cpu_s: Time of its process.
+        wall_s: Time of the clock.
+    """
+
+    scores: tuple[PathScore, ...]
     cpu_s: float
     wall_s: float
 
 
-def run_training(task: TrainingTask) -> TrainingCost:
-    """Train one policy; its bundle stands in `task.out` afterwards.
+def run_training(task: TrainingTask) -> TrainingResult:
+    """Train one policy and score it on every path.
 
     Raises:
         TrainingError: Too few bars, or whatever else the trainer refuses.
     """
     cpu_s, wall_s = time.process_time(), time.monotonic()
     configuration = task.recipe.configuration(task.world, task.seed, threads=task.threads)
-    task.trainer(configuration, training_market(task.world, task.recipe.bars, task.seed), task.out)
-    return TrainingCost(time.process_time() - cpu_s, time.monotonic() - wall_s)
+    policy = task.train(configuration, training_market(task.world, task.recipe.bars, task.seed))
+    cpu_s, wall_s = time.process_time() - cpu_s, time.monotonic() - wall_s
+    scores = []
+    for seed in task.paths:
+        path, driver = evaluation_path(task.world, task.bars, seed)
+        scores.append(score(task.world, task.optimum, path, driver.drive(policy)))
+    return TrainingResult(tuple(scores), cpu_s, wall_s)
 
 
-@lru_cache(maxsize=POLICIES_LOADED_MAX)
-def load_policy(folder: Path, *, shorts: bool) -> BundlePolicy:
-    """Return a policy; loaded once in each process.
-
-    Raises:
-        BundleError: It cannot serve.
-    """
-    return BundlePolicy(Bundle.load(folder), shorts=shorts)
+@lru_cache(maxsize=DRIVERS_KEPT)
+def evaluation_path(world: World, bars: int, seed: int) -> tuple[Path, Driver]:
+    """Return an evaluation path and what drives strategies over it; made once in each process."""
+    path = world.path(LEAD_BARS + bars, seed)
+    return path, Driver(path, LEAD_BARS - 1, world.allowed)
 
 
-def describe(recipe: Recipe, seeds: Sequence[int], costs: Sequence[TrainingCost]) -> dict[str, Any]:
+def describe(recipe: Recipe, seeds: Sequence[int], results: Sequence[TrainingResult]) -> dict[str, Any]:
     """Return how a row was trained, as JSON values."""
     return {
         "preset": recipe.preset,
         "changes": list(recipe.changes),
         "bars": recipe.bars,
         "seeds": list(seeds),
-        "cpu_s": [round(cost.cpu_s, 3) for cost in costs],
-        "wall_s": [round(cost.wall_s, 3) for cost in costs],
+        "cpu_s": [round(result.cpu_s, 3) for result in results],
+        "wall_s": [round(result.wall_s, 3) for result in results],
     }
