@@ -96,19 +96,21 @@ class Model:
         if lacking:
             raise BundleError(f"the policy lacks the outputs {', '.join(lacking)}: export a value for every target")
 
-    def run(self, inputs: ModelInputs) -> Outputs:
-        """Return every output by name but the attribution; Q and exits are (B,)."""
+    def run(self, inputs: ModelInputs, names: Sequence[str] | None = None) -> Outputs:
+        """Return outputs by name, all but the attribution where none are named; Q and exits are (B,).
+
+        What is not asked for is not computed.
+        """
+        names = self.outputs if names is None else names
         rows = len(inputs["features"])
         parts = []
         for begin in range(0, rows, ROWS_MAX):
             part = slice(begin, begin + ROWS_MAX)
             feed = {"features": _filled(inputs["features"][part]), "position": _filled(inputs["position"][part])}
-            parts.append(self._session.run(self.outputs, feed))
+            parts.append(self._session.run(names, feed))
         if not parts:
-            return {name: np.zeros(0, dtype=np.float32) for name in self.outputs}
-        joined = {
-            name: np.concatenate([np.asarray(part[k]) for part in parts])[:rows] for k, name in enumerate(self.outputs)
-        }
+            return {name: np.zeros(0, dtype=np.float32) for name in names}
+        joined = {name: np.concatenate([np.asarray(part[k]) for part in parts])[:rows] for k, name in enumerate(names)}
         return {name: value.reshape(rows) if value.size == rows else value for name, value in joined.items()}
 
     def attribution(self, inputs: ModelInputs) -> NDArray[np.float32]:

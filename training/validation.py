@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from brokers.series import from_ns
 from training.errors import TrainingError
+from training.evaluation import tracks
+from training.evaluation.tracks import begins
 from training.market import Float, Int, MarketTable
 
 TargetOf = Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.int64]]
@@ -95,6 +97,8 @@ class Performance:
 def follow(table: MarketTable, target_PT: Int) -> tuple[Float, Int]:
     """Follow a rule through the table; returns (R,) log returns and (R,) positions of its start rows.
 
+    The plain definition; `training.evaluation.tracks` does the same without a loop.
+
     Args:
         table: The market; each run of rows begins flat.
         target_PT: (3, T) targets, by position held (-1, 0, 1) and row.
@@ -116,10 +120,11 @@ def follow(table: MarketTable, target_PT: Int) -> tuple[Float, Int]:
 
 def performance(table: MarketTable, target_PT: Int) -> Performance:
     """Evaluate a rule given as (3, T) targets by position held and row."""
-    reward_R, position_R = follow(table, target_PT)
     rows = table.start_rows
-    before_R = np.concatenate([[0], position_R[:-1]])
-    before_R[np.concatenate([[True], np.diff(rows) != 1])] = 0
+    begins_R = begins(rows)
+    position_R = tracks.follow(target_PT[:, rows], begins_R).astype(np.int64)
+    before_R = tracks.held_before(position_R, begins_R)
+    reward_R = table.reward_TPN[rows, before_R + 1, position_R + 1]
     # blocks of time, each with all symbols in it: symbols that move together are not independent evidence
     in_time_R = np.argsort(table.close_ns_T[rows], kind="stable")
     block_means = np.array([block.mean() for block in np.array_split(reward_R[in_time_R], BLOCKS)])

@@ -252,10 +252,11 @@ def measure(policy: bytes, spec: FeatureSpec, split: Split, settings: TrainingSe
     """
     targets = (-1, 0, 1) if settings.shorts else (0, 1)
     model = Model(policy, spec, targets)
+    names = [Q_OUTPUTS[target] for target in targets]
 
     def greedy(features_BF: NDArray[Any], position_B: Int) -> Int:
-        answer = model.run(model_inputs(features_BF, position_B))
-        q_BT = np.stack([answer[Q_OUTPUTS[target]] for target in targets], axis=1)
+        answer = model.run(model_inputs(features_BF, position_B), names)
+        q_BT = np.stack([answer[name] for name in names], axis=1)
         return greedy_targets(q_BT, targets, position_B).astype(np.int64)
 
     def of_policy(table: MarketTable) -> Performance:
