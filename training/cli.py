@@ -38,7 +38,8 @@ def dqn(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="default, blog, tutorial, tuned or reference: which values to start from.", show_default="the file's"
+            help="default, attention, blog, tutorial, tuned or reference: which values to start from.",
+            show_default="the file's",
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.", show_default="the file's")] = None,
@@ -59,6 +60,10 @@ def dqn(
     ] = None,
     end: Annotated[str | None, typer.Option(help="Bars end before this.", show_default="all")] = None,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard logs.", show_default="none")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Folder of checkpoints, history and report; goes on from it.", show_default="none"),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value, over the file; repeatable.")
     ] = None,
@@ -87,7 +92,14 @@ def dqn(
 
         with _progress() as on_progress:
             outcome = train_policy(
-                configuration, market, out, on_progress=on_progress, budget_s=budget_seconds, log_dir=tensorboard
+                configuration,
+                market,
+                out,
+                on_progress=on_progress,
+                budget_s=budget_seconds,
+                log_dir=tensorboard,
+                run_dir=run,
+                on_finding=lambda finding: typer.echo("\n".join(finding.lines()), err=True),
             )
     if as_json:
         typer.echo(json.dumps(_result(outcome), indent=2))

@@ -30,12 +30,14 @@ from brokers.domain import parse_period, utc
 from training.dqn.settings import DqnSettings
 from training.exits.settings import ExitSettings
 
-PresetName = Literal["default", "blog", "reference", "tuned", "tutorial"]
+PresetName = Literal["default", "attention", "blog", "reference", "tuned", "tutorial"]
 
 PRESETS: Mapping[PresetName, Mapping[str, Any]] = MappingProxyType(
     {
         # Our values; `docs/experiments.md` has the ablation that chose them.
         "default": MappingProxyType({}),
+        # the default with self-attention over feature groups, in half the updates
+        "attention": MappingProxyType({"dqn": {"network": "attention", "updates": 1_000}}),
         # "stated": named in the blog's text. "ours": not given there, chosen here.
         "blog": MappingProxyType(
             {

@@ -436,8 +436,9 @@ def train_ensemble(
     exits: Callable[[], TrainedExits] | None = None,
     on_progress: OnProgress | None = None,
     budget_s: float | None = None,
+    drive: Callable[[Ensemble], None] | None = None,
 ) -> TrainedEnsemble:
-    """Train from beginning to end, without a run directory; arguments as of `Ensemble`.
+    """Train from beginning to end; arguments as of `Ensemble`.
 
     Args:
         table: Training rows only.
@@ -450,6 +451,7 @@ def train_ensemble(
         exits: Trains the exit head, beside the ensemble; None for none.
         on_progress: Called now and then.
         budget_s: Wall seconds after which learning stops; the run is then not repeatable.
+        drive: Takes it to its end instead, as `training.dqn.run.in_folder` does; it then minds progress and budget.
 
     Raises:
         TrainingError: Too few rows, or a device that is not there.
@@ -462,7 +464,9 @@ def train_ensemble(
     def late() -> bool:
         return budget_s is not None and time.monotonic() - begun >= budget_s
 
-    while not ensemble.done and not late():
+    if drive is not None:
+        drive(ensemble)
+    while drive is None and not ensemble.done and not late():
         ensemble.run(ensemble.next_stop(), late)
         if on_progress is not None:
             on_progress(ensemble.updates, settings.updates)

@@ -19,8 +19,10 @@ from strategies.features import FeatureSpec, default_spec, tutorial_spec
 from strategies.observation import model_inputs
 from strategies.policy import Q_OUTPUTS, Model, greedy_targets
 from training.data import Market
-from training.dqn.ensemble import OnProgress, train_ensemble
+from training.dqn.doctor import Finding
+from training.dqn.ensemble import Ensemble, OnProgress, train_ensemble
 from training.dqn.export import check_equal, export_onnx
+from training.dqn.run import in_folder, note_exits
 from training.dqn.served import Served
 from training.errors import TrainingError
 from training.exits.fit import TrainedExits, train_exits
@@ -119,6 +121,8 @@ def train_policy(
     on_progress: OnProgress | None = None,
     budget_s: float | None = None,
     log_dir: Path | None = None,
+    run_dir: Path | None = None,
+    on_finding: Callable[[Finding], None] | None = None,
 ) -> Outcome:
     """Train one policy and write its bundle.
 
@@ -129,8 +133,11 @@ def train_policy(
         on_progress: Called now and then with (steps done, steps planned).
         budget_s: Wall seconds after which learning stops; the run is then not repeatable.
         log_dir: Folder for TensorBoard event files.
+        run_dir: Folder of checkpoints, history and report; the same call goes on with what stands there.
+        on_finding: Called with each symptom when the training first shows it; with `run_dir` only.
 
     Raises:
+        StoppedBySignalError: SIGTERM or SIGINT came; with `run_dir` only.
         TrainingError: Too few bars, or an export that does not equal the network.
         BundleError: The bundle cannot be written.
     """
@@ -152,6 +159,22 @@ def train_policy(
             seed=settings.seed,
         )
 
+    drive = None
+    if log_dir is not None and run_dir is None and settings.learner == "dqn":
+        raise TrainingError(f"{log_dir}: TensorBoard's files are written beside a run's history: give --run as well")
+    if run_dir is not None:
+        drive = in_folder(
+            run_dir,
+            configuration=configuration.model_dump(mode="json"),
+            feature_names=spec.names,
+            feature_hash=spec.hash,
+            groups=len(spec.groups),
+            data=data_fingerprint(market.series),
+            on_progress=on_progress,
+            on_finding=on_finding,
+            budget_s=budget_s,
+            log_dir=log_dir,
+        )
     trained = learned(
         split.train,
         spec,
@@ -160,7 +183,10 @@ def train_policy(
         on_progress=on_progress,
         budget_s=budget_s,
         log_dir=log_dir,
+        drive=drive,
     )
+    if run_dir is not None and trained.exits is not None:
+        note_exits(run_dir, trained.exits)
     policy = export_onnx(trained.network, len(spec.names))
     difference = check_equal(
         trained.network, policy, spec, table.features_TF[split.train.start_rows], seed=settings.seed
@@ -212,6 +238,7 @@ def learned(
     on_progress: OnProgress | None = None,
     budget_s: float | None = None,
     log_dir: Path | None = None,
+    drive: Callable[[Ensemble], None] | None = None,
 ) -> AnyTrained:
     """Train with the learner that the settings name; arguments as of `train_policy`.
 
@@ -223,11 +250,17 @@ def learned(
         on_progress: Called now and then.
         budget_s: Wall seconds after which learning stops.
         log_dir: Folder for TensorBoard event files.
+        drive: See `train_ensemble`.
 
     Raises:
         TrainingError: Too few rows, or prices that never move.
     """
     if settings.learner == "stable_baselines3":
+        if drive is not None:
+            raise TrainingError(
+                "the learner stable_baselines3 keeps no checkpoints: leave out the run's folder, or set "
+                "training.learner to dqn"
+            )
         from training.dqn.reference import train_dqn  # noqa: PLC0415 -- the library is loaded where it trains
 
         return train_dqn(table, settings, on_progress=on_progress, budget_s=budget_s, log_dir=log_dir)
@@ -242,6 +275,7 @@ def learned(
         exits=exits,
         on_progress=on_progress,
         budget_s=budget_s,
+        drive=drive,
     )
 
 

@@ -43,6 +43,12 @@ class ExitSettings(Section):
     sigmoid_range: tuple[float, float] = (0.002, 0.2)
     """Of `sigmoid_mse`: nearest and furthest level, as log distances."""
 
+    @field_validator("head", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        """Read what YAML makes of the word off."""
+        return "off" if value is False else value
+
     @field_validator("levels")
     @classmethod
     def _levels(cls, values: tuple[float, ...]) -> tuple[float, ...]:
