@@ -34,8 +34,8 @@ CANARY_TOLERANCE = 1e-5
 """Largest difference, absolute and relative, between the recorded and the served answer."""
 NEAR_TIE = 1e-5
 """Relative gap between the best two values below which a batch leaves the choice to the very call that trades."""
-ROWS_MAX = 4_096
-"""Rows of one call of the model; larger batches are cut."""
+ROWS_MAX = 512
+"""Rows of one call of the model; larger batches are cut: what is computed on the way then stays near the processor."""
 ROWS_STEP = 16
 """Calls are filled up to a multiple of this: the last bits of an answer then do not depend on how many were asked."""
 EXPLAINED_MAX = 8

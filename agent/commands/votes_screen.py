@@ -74,7 +74,8 @@ def _reasons(vote: Vote, position: int) -> Iterator[Row]:
     detail, target = _detail(vote), vote["target"]
     yield "  values", _values(values, target, position, detail.get("spread"))
     if moved := _of_groups(detail, "attribution"):
-        yield "  moved by", _moved(moved)
+        found = _contrast(values, target, position)
+        yield "  moved by", _moved(moved, None if found is None else found[1])
     if seen := _of_groups(detail, "attention"):
         ranked = sorted(seen.items(), key=lambda one: -one[1])[:_SHOWN_GROUPS]
         yield "  attention", ", ".join(f"{group} {share:.0%}" for group, share in ranked)
@@ -85,13 +86,24 @@ def _reasons(vote: Vote, position: int) -> Iterator[Row]:
         yield "  reach", f"median of the farthest, over the exits' horizon: {_bp(best)} for it, {_bp(worst)} against it"
 
 
-def _values(values: Mapping[int, float], target: int, position: int, spread: float | None) -> str:
-    told = ", ".join(f"{TARGETS[one]} {_bp(value, signed=True)}" for one, value in values.items())
+def _contrast(values: Mapping[int, float], target: int, position: int) -> tuple[int, float] | None:
+    """Return what a target is compared with, and what it is worth beyond it: the position, or the best of the others.
+
+    None where there is nothing to compare.
+    """
     others = {one: value for one, value in values.items() if one != target}
     if target not in values or not others:
-        return told
+        return None
     against = position if position in others else max(others, key=lambda one: others[one])
-    gap = values[target] - values[against]
+    return against, values[target] - values[against]
+
+
+def _values(values: Mapping[int, float], target: int, position: int, spread: float | None) -> str:
+    told = ", ".join(f"{TARGETS[one]} {_bp(value, signed=True)}" for one, value in values.items())
+    found = _contrast(values, target, position)
+    if found is None:
+        return told
+    against, gap = found
     told += f"; after costs {_kept_or_taken(target, position)} is worth {_bp(gap)} more than {TARGETS[against]}"
     return told if spread is None else f"{told}, the members' spread is {_bp(spread)}"
 
@@ -104,11 +116,15 @@ def _of_groups(detail: Mapping[str, float], kind: str) -> dict[str, float]:
     return {name.removeprefix(f"{kind}."): value for name, value in detail.items() if name.startswith(f"{kind}.")}
 
 
-def _moved(moved: Mapping[str, float]) -> str:
+def _moved(moved: Mapping[str, float], gap: float | None) -> str:
+    """Tell the groups that moved a gap most; what belongs to no group are costs, the average bar and interplay."""
     ranked = sorted(moved.items(), key=lambda one: -abs(one[1]))
     told = [f"{group} {_bp(value, signed=True)}" for group, value in ranked[:_SHOWN_GROUPS]]
-    rest = [value for _, value in ranked[_SHOWN_GROUPS:]]
-    return ", ".join([*told, *([f"{len(rest)} others {_bp(sum(rest), signed=True)}"] if rest else [])])
+    if rest := [value for _, value in ranked[_SHOWN_GROUPS:]]:
+        told.append(f"{len(rest)} others {_bp(sum(rest), signed=True)}")
+    if gap is not None:
+        told.append(f"no group {_bp(gap - sum(moved.values()), signed=True)}")
+    return ", ".join(told)
 
 
 def _exits(levels: Mapping[str, float | None], detail: Mapping[str, float], *, enters: bool) -> str:

@@ -45,7 +45,8 @@ def test_a_position_that_is_kept_is_compared_with_the_best_of_the_others() -> No
 
 def test_the_groups_that_moved_it_most_are_named_with_their_signs_and_the_others_summed_up() -> None:
     rows = told({"policy": POLICY})
-    assert rows["moved by"] == "trend +12.0 bp, returns -3.0 bp, range +1.0 bp, volume +0.5 bp, 2 others +0.3 bp"
+    named = "trend +12.0 bp, returns -3.0 bp, range +1.0 bp, volume +0.5 bp, 2 others +0.3 bp"
+    assert rows["moved by"] == f"{named}, no group -1.8 bp"
     assert rows["attention"] == "returns 60%, trend 40%"
 
 
