@@ -117,6 +117,10 @@ def test_a_change_names_the_setting_where_it_stands() -> None:
     records = course(dead_units=lambda n: [0.1 if n < 3 else 0.9] * 2, lr=[3.0] * 2)
     for training, change in (
         ({"dqn": {"learning_rate": 3.0}}, "--set training.dqn.learning_rate=0.001"),
+        (
+            {"learner": "dqn", "learning_rate": 1e-9, "dqn": {"learning_rate": 3.0}},
+            "--set training.dqn.learning_rate=0.001",
+        ),
         ({"learning_rate": 3.0}, "--set training.learning_rate=0.001"),
         ({}, "set learning rate to 0.001"),
     ):

@@ -90,9 +90,14 @@ class Course:
         return None if found is None else found[1]
 
     def path_of(self, name: str) -> tuple[str, Any] | None:
-        """Return where a setting stands, as `--set` names it, and its value; None where it is not known."""
+        """Return where a setting stands, as `--set` names it, and its value; None where it is not known.
+
+        The section of the learner that trains comes first: another learner's values have the same names beside it.
+        """
         training = self._section("configuration").get("training")
         waiting = [("training", training)] if isinstance(training, Mapping) else []
+        if waiting and isinstance(own := waiting[0][1].get(learner := waiting[0][1].get("learner", "dqn")), Mapping):
+            waiting.insert(0, (f"training.{learner}", own))
         while waiting:
             path, section = waiting.pop(0)
             if name in section:

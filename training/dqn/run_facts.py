@@ -21,6 +21,9 @@ LEVELS_MAX = 8
 CONSTANT = 1e-6
 """Deviation, relative to the largest absolute value, below which a float32 feature does not move."""
 
+TAIL = 0.999
+"""Share of the bars that tells how far bars usually go; what is far beyond it is alone."""
+
 Facts = dict[str, Any]
 
 
@@ -69,6 +72,7 @@ def run_facts(
             "skew": float((centred_R**3).mean()),
             "kurtosis": float((centred_R**4).mean()) - 3.0,
             "largest_deviations": float(np.abs(centred_R).max()),
+            "largest_over_tail": float(np.abs(centred_R).max() / max(np.quantile(np.abs(centred_R), TAIL), 1e-12)),
             "scaled_deviation": deviation * reward_scale,
             "side_cost_bps": float(side_R.mean()) * 1e4,
             "side_cost_deviations": float(side_R.mean()) / unit,

@@ -357,11 +357,16 @@ def _crash(course: Course) -> Seen | None:
 def _nothing_learned(course: Course) -> Seen | None:
     if len(course) < EVALUATIONS_MIN or course.progress < PROGRESS_MIN or _wrong_way(course) is not None:
         return None
-    value_K, error_K, train_K = course.mean("validation_bps"), _error(course), course.mean("train_bps")
+    value_K, train_K = course.mean("validation_bps"), course.mean("train_bps")
+    error_K = np.maximum(_error(course), _least_error(course))
     error = course.late(error_K)
     ever = bool((value_K > LEARNED_ERRORS * np.maximum(error_K, 1e-12)).any())
     ever |= course.late(value_K) > 0.0 and course.late(course.mean("turnover")) > TURNOVER_MIN
-    if ever or course.late(train_K) > LEARNED_ERRORS * max(error, 1e-12) or _overtrades(course) is not None:
+    if (
+        ever
+        or course.late(train_K) > LEARNED_ERRORS * max(course.late(_train_error(course)), error, 1e-12)
+        or _overtrades(course) is not None
+    ):
         return None
     return 0, (
         (
@@ -401,17 +406,25 @@ def _wrong_way(course: Course) -> Seen | None:
 
 
 def _gap_error(course: Course) -> Float:
-    """Return (K,) the standard error of training minus validation; the members are trained on much the same rows."""
-    bars, own = course.fact("data", "train_bars"), course.fact("data", "validation_bars")
-    share = min(own, WATCHED_ROWS) / min(bars, WATCHED_ROWS) if bars and own else 1.0
-    one_K = np.square(course.members("validation_error_bps")).mean(axis=1) * min(share, 1.0)
-    return np.asarray(np.sqrt(np.square(_error(course)) + one_K))
+    """Return (K,) the standard error of training minus validation."""
+    return np.asarray(np.sqrt(np.square(_error(course)) + np.square(_train_error(course))))
+
+
+def _train_error(course: Course) -> Float:
+    """Return (K,) the standard error of what training rows earn; the members are asked on much the same ones."""
+    deviation, bars = course.fact("rewards", "deviation_bps"), course.fact("data", "train_bars")
+    if not deviation or not bars:
+        return np.asarray(np.sqrt(np.square(course.members("validation_error_bps")).mean(axis=1)))
+    held_K = np.array(
+        [np.mean([1.0 - one.get("0", 0.0) for one in record["action_share"]]) for record in course.records]
+    )
+    return np.asarray(deviation * np.sqrt(held_K / min(bars, WATCHED_ROWS)))
 
 
 def _least_error(course: Course) -> float:
     """Return a tenth of the standard error of a mean at full exposure: less is that of a policy that never trades."""
     deviation, bars = course.fact("rewards", "deviation_bps"), course.fact("data", "validation_bars")
-    return 0.1 * deviation / math.sqrt(bars) if deviation and bars else 0.0
+    return 0.1 * deviation / math.sqrt(min(bars, WATCHED_ROWS)) if deviation and bars else 0.0
 
 
 def _error(course: Course) -> Float:

@@ -19,6 +19,8 @@ order."""
 BARS_PER_FEATURE = 400.0
 """A predictor whose correlation with the next return is 0.05 explains 1/400 of its variance: with fewer bars for each
 feature the fit has more of chance in it than of the predictor."""
+OUTLIER_ALONE = 20.0
+"""Largest bar over the 99.9 % quantile of all: about 8 in years of 5-minute bars of a volatile market."""
 PASSES_MANY = 100.0
 UNKNOWN = 0.5
 """Multiplies the odds of a cause that nothing is known about."""
@@ -163,12 +165,14 @@ def clipped_hard(course: Course) -> Weighed:
 
 def outliers(course: Course) -> Weighed:
     """Weigh the largest reward of a bar."""
-    largest = course.fact("rewards", "largest_deviations")
-    if largest is None:
+    alone, largest = course.fact("rewards", "largest_over_tail"), course.fact("rewards", "largest_deviations")
+    if alone is None:
         return UNKNOWN, ()
-    if largest < 30.0:
+    if alone < OUTLIER_ALONE:
         return 0.1, ()
-    return largest / 10.0, (f"one bar pays {largest:.0f} deviations: a bad tick, or a split that was not adjusted for",)
+    return alone / 4.0, (
+        f"one bar pays {largest:.0f} deviations, {alone:.0f} times what all but a thousandth of the bars stay below",
+    )
 
 
 def heavy_rewards(course: Course) -> Weighed:
@@ -268,6 +272,8 @@ def start_dead(course: Course) -> Weighed:
     if dead <= 0.4:
         return 0.1, ()
     rate = course.learning_rate
+    if float(course.middle("dead_units")[-1]) > dead + 0.1:
+        return 0.5, (f"{dead:.0%} were dead at the first evaluation, and more at the end",)
     if rate >= 10.0 * USUAL_LEARNING_RATE:
         return 1.0, (f"{dead:.0%} were dead at the first evaluation",)
     return 10.0, (f"{dead:.0%} were dead at the first evaluation already",)
