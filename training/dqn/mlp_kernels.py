@@ -140,7 +140,7 @@ def compute_gradient(
     row_B: Any, features: int, observation_TG: Any, reward_TPN: Any, unit_3F: Any, number_K: Any,
     cost_NN: Any, layout_DK: Any, weight_P: Any, target_P: Any, work: Any, target_work: Any, delta: Any,
     gradient_P: Any, flipped: Any, zero_Z: Any, y_BN: Any, td_BN: Any,
-) -> float:  # fmt: skip
+) -> Any:  # fmt: skip
     """Write the targets, TD errors and gradient of one batch of bars; returns the mean Huber loss."""
     bars, targets = td_BN.shape
     rows = (bars + ROWS - 1) // ROWS * ROWS
