@@ -236,8 +236,10 @@ def _bench(
         for recipe in recipes
         for seed in training_seeds
     ]
-    # the longest first, so that no process is left alone with one at the end
-    order = sorted(range(len(trainings)), key=lambda place: -trainings[place].recipe.bars)
+    # the longest first, so that no process is left alone with one at the end; those of one path together
+    order = sorted(
+        range(len(trainings)), key=lambda place: (-trainings[place].recipe.bars, trainings[place].seed, place)
+    )
     found = dict(zip(order, crew.map(run_training, [trainings[place] for place in order], step), strict=True))
     for number, recipe in enumerate(recipes):
         results = [found[number * len(training_seeds) + place] for place in range(len(training_seeds))]

@@ -18,6 +18,7 @@ from brokers.calendar import CONTINUOUS, calendar
 from brokers.configuration import ConfigurationError
 from strategies.strategy import Strategy
 from training.data import Market
+from training.market import MarketTable
 from training.markets.bench import LEAD_BARS, PathScore, score
 from training.markets.deciders import Driver
 from training.markets.solver import Optimum
@@ -32,6 +33,18 @@ DRIVERS_KEPT = 32
 """Evaluation paths that a process keeps, with the features of each spec that was asked for."""
 
 
+@dataclass(slots=True)
+class _Last:
+    """The market that was trained on last, and its table: the next recipe wants the same, most of the time."""
+
+    market: Market | None = None
+    what: tuple[str, str, float] | None = None
+    table: MarketTable | None = None
+
+
+_LAST = _Last()
+
+
 def train_in_memory(configuration: TrainingConfiguration, market: Market) -> Strategy:
     """Train as `tandem train dqn` does, without exits, and keep the network: no bundle, no measurements.
 
@@ -43,7 +56,12 @@ def train_in_memory(configuration: TrainingConfiguration, market: Market) -> Str
 
     settings = configuration.training
     spec = pipeline.feature_spec(market, settings)
-    table = pipeline.market_table(market, spec, configuration)
+    what = (spec.hash, configuration.costs.model_dump_json(), settings.capital_usd)
+    table = _LAST.table if _LAST.market is market and _LAST.what == what else None
+    if table is None:
+        _LAST.market, _LAST.table = None, None  # before the next one is made: two may not fit
+        table = pipeline.market_table(market, spec, configuration)
+        _LAST.market, _LAST.what, _LAST.table = market, what, table
     split = split_in_time(table, validation_fraction=settings.validation_fraction, memory_bars=spec.memory_bars)
     return NetworkPolicy(pipeline.learned(split.train, spec, settings).network, spec)
 
@@ -125,8 +143,9 @@ def read_recipes(texts: Sequence[str], bars: Sequence[int], world: World) -> tup
     return tuple(recipes)
 
 
+@lru_cache(maxsize=1)
 def training_market(world: World, bars: int, seed: int) -> Market:
-    """Return a training path as a market."""
+    """Return a training path as a market; the last one is kept."""
     series = world.path(bars, seed, "training").series
     return Market({series.symbol: series}, PERIOD, calendar(CONTINUOUS), f"{world.name}, seed {seed}", None)
 
