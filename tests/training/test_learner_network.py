@@ -105,6 +105,12 @@ def test_dueling_advantages_have_mean_zero_around_the_common_value(heads: str) -
     weights["values.bias"] = bias
     again = network.forward(weights, {}, inputs()).value_EBOK[..., 0].reshape(2, 7, -1, 3)
     torch.testing.assert_close(again, moved)
+    for name in ("values.weight", "values.bias"):
+        weights[name] = weights[name].clone()
+        weights[name][..., -value.shape[2] :] = 0.0
+    advantage = network.forward(weights, {}, inputs()).value_EBOK[..., 0].reshape(2, 7, -1, 3)
+    torch.testing.assert_close(advantage.mean(dim=-1), torch.zeros(advantage.shape[:-1]), atol=1e-6, rtol=0.0)
+    assert advantage.abs().max() > 0.01
 
 
 def test_layer_normalisation_forgets_the_size_of_its_inputs() -> None:

@@ -161,7 +161,7 @@ def test_asking_for_values_moves_no_statistics() -> None:
 def batch(learner: Learner, *, pair: bool = False, weight: list[float] | None = None) -> Draw:
     rows: Int = learner.bars.table.start_rows[3:7]
     row_EB = torch.from_numpy(rows).expand(2, -1)
-    pair_EB = torch.tensor([[0, 1, 2, 3], [3, 3, 3, 3]]) if pair else None
+    pair_EB = torch.tensor([[0, 1, 2, 3], [2, 2, 2, 2]]) if pair else None
     weight_EB = None if weight is None else torch.tensor([weight, weight])
     return Draw(row_EB, pair_EB, weight_EB, [np.arange(4)] * 2 if weight is not None else ())
 
@@ -188,8 +188,8 @@ def test_a_transition_teaches_the_value_that_was_acted_out_and_no_other(heads: s
     learner.update(LR)
     moved = (learner.online.views["values.bias"] != before)[:, 0].tolist()
     every = [True] * (4 if heads == "free" else 2)
-    only_long = [False, False, False, True] if heads == "free" else [False, True]
-    assert moved == [every, only_long]
+    long_to_flat = [False, False, True, False] if heads == "free" else [True, False]
+    assert moved == [every, long_to_flat]
 
 
 def test_the_td_error_of_a_transition_is_its_own_values() -> None:
