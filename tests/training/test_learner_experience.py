@@ -95,15 +95,15 @@ def test_exploration_falls_by_episodes_to_its_floor_after_fifteen_hundred() -> N
         exploration="per_episode",
         exploration_initial=1.0,
         exploration_final=0.05,
-        episode_bars=4,
+        episode_bars=8,
         steps_per_update=4,
     )
     told: list[float] = []
-    for _ in range(1_600):
+    for _ in range(3_100):
         experience.advance(stay_flat, 0.0)
         told.append(experience.epsilon or 0.0)
-    assert told == pytest.approx([max(0.05, 0.998**episode) for episode in range(1_600)], rel=1e-12)
-    assert told[1_490] > 0.05 == told[1_500]
+    assert told == pytest.approx([max(0.05, 0.998 ** (step // 2)) for step in range(3_100)], rel=1e-12)
+    assert told[2 * 1_490] > 0.05 == told[2 * 1_500]
 
 
 def test_exploration_falls_in_a_line_over_its_share_of_the_updates() -> None:
