@@ -136,6 +136,9 @@ def test_evidence_is_of_bars_that_the_member_never_learned_from() -> None:
     ensemble = ensemble_of(small(**LEARNED), table)
     ensemble.run(150)
     evidence = ensemble.believed()
+    other = np.setdiff1d(np.arange(1_000), np.concatenate([one.own for one in ensemble.members]))
+    ensemble.table.reward_TPN[other] = 1.0
+    assert ensemble.believed() == evidence
     own = ensemble.members[0].own
     ensemble.table.reward_TPN[own] = 0.0
     assert ensemble.believed().mean_bps != evidence.mean_bps
