@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,3 +54,33 @@ def test_the_library_s_learner_has_no_run_folder(world: list[str], tmp_path: Pat
     done = CliRunner().invoke(app, ["dqn", *world, *given])
     assert done.exit_code == 1
     assert "keeps no checkpoints" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_command_killed_at_random_instants_makes_the_same_bundle(world: list[str], tmp_path: Path) -> None:
+    quick = [*QUICK, "--set", "training.dqn.checkpoint_episodes=1", "--updates", "600"]
+    whole = ["--out", str(tmp_path / "whole"), "--run", str(tmp_path / "run_of_whole"), "--json"]
+    begin = time.monotonic()
+    wanted = json.loads(command("dqn", *world, *quick, *whole).communicate()[0])["id"]
+    took_s = time.monotonic() - begin
+    rng = random.Random(5)
+    again = ["--out", str(tmp_path / "killed"), "--run", str(tmp_path / "run"), "--json"]
+    for _ in range(10 if os.environ.get("TANDEM_FULL") else 3):
+        process = command("dqn", *world, *quick, *again)
+        try:
+            process.communicate(timeout=rng.uniform(0.3, 1.0) * took_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+        shutil.rmtree(tmp_path / "killed", ignore_errors=True)
+    said, errors = command("dqn", *world, *quick, *again).communicate()
+    assert json.loads(said or "{}").get("id") == wanted, errors
+
+
+def command(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "agent.cli", "train", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
