@@ -148,11 +148,12 @@ def test_what_is_exported_is_the_running_mean_and_not_the_last_weights() -> None
     assert network.reward_scale == ensemble.bars.reward_scale
 
 
-def test_asking_the_served_network_leaves_the_learners_own_alone() -> None:
+def test_the_served_network_is_not_the_learners_own() -> None:
     ensemble, network = served(network="attention", group_width=4)
-    before = [learner.network.membership_FG for learner in ensemble.learners]
-    answers(network, some_features(), 0)
-    assert all(learner.network.membership_FG is one for learner, one in zip(ensemble.learners, before, strict=True))
+    network.double()(some_features().double(), torch.zeros(50, 1, dtype=torch.float64))
+    for learner in ensemble.learners:
+        assert learner.network.membership_FG.dtype is torch.float32
+        assert learner.values(ensemble.table.start_rows).isfinite().all()
 
 
 def test_the_members_of_all_threads_are_exported_in_their_order() -> None:
