@@ -56,7 +56,7 @@ ALL_BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 
 def console_commands(text: str) -> Iterator[str]:
-    for line in text.splitlines():
+    for line in text.replace("\\\n", "").splitlines():
         if line.startswith("$ "):
             yield line[2:].partition(" #")[0].strip()
 
