@@ -2,7 +2,7 @@
 
 Each member leaves out a block of time, so the members together have an opinion on bars that none of them, asked there,
 has seen. Advantages over flat are multiplied by a factor: as learned, smaller, or zero, which never trades. A smaller
-one is taken where it earned more by a standard error; zero, where what is left does not earn more than nothing by one.
+one is taken where it earned more by a standard error; zero, where what is left does not earn more than nothing by two.
 
 Axes: R rows of a stretch, N positions that may be held, P positions (-1, 0, 1).
 """
@@ -19,6 +19,8 @@ from training.evaluation.tracks import begins, follow, held_before
 from training.market import Float, Int, MarketTable
 
 FACTORS = (1.0, 0.75, 0.5, 0.25, 0.0)
+EVIDENCE_ERRORS = 2.0
+"""Standard errors by which trading must beat not trading."""
 BLOCKS = 20
 """Blocks of consecutive bars of each stretch, whose means give standard errors."""
 
@@ -107,7 +109,7 @@ def believe(paid: Sequence[Sequence[Paid]]) -> Belief:
     for place in range(1, len(FACTORS) - 1):
         if means[place] - means[best] > _error(logs[place] - logs[best]):
             best = place
-    if means[best] <= _error(logs[best]):
+    if means[best] <= EVIDENCE_ERRORS * _error(logs[best]):
         best = len(FACTORS) - 1
     by_factor = {factor: mean * 1e4 for factor, mean in zip(FACTORS, means, strict=True)}
     return Belief(FACTORS[best], means[best] * 1e4, _error(logs[best]) * 1e4, by_factor)
