@@ -13,8 +13,8 @@ from strategies.features import tutorial_spec
 from strategies.policy import Model
 from strategies.strategy import Action
 from training.dqn.export import CHECKED_ROWS, check_equal, export_onnx
-from training.dqn.reference_network import UNREACHED, NormalisedInputs, TargetValues
 from training.dqn.reference import reward_scale, train_dqn
+from training.dqn.reference_network import UNREACHED, NormalisedInputs, TargetValues
 from training.dqn.replay import MarketReplay
 from training.dqn.vec_env import MarketVecEnv
 from training.environment import MarketBatch, action_targets, observation_space
