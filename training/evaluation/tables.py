@@ -10,6 +10,10 @@ from training.evaluation.command import Result
 from training.evaluation.play import POLICY
 
 
+FILE_COLUMNS = 100
+"""Width of the tables where nobody looks at them in a terminal."""
+
+
 def print_result(result: Result) -> None:
     """Print the comparison, the costs, the grid of folds and seeds, the controls and the verdict."""
     from rich import box  # noqa: PLC0415 -- heavy: paid where a table is printed
@@ -17,10 +21,12 @@ def print_result(result: Result) -> None:
     from rich.table import Table  # noqa: PLC0415 -- as above
 
     found, console = result.report, Console()
+    if not console.is_terminal:
+        console.width = FILE_COLUMNS
 
     def table(title: str, first: str, *columns: str) -> Table:
         made = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
-        made.add_column(first, overflow="fold")
+        made.add_column(first, overflow="fold", no_wrap=console.width >= FILE_COLUMNS)
         for column in columns:
             made.add_column(column, justify="right", no_wrap=True)
         return made
