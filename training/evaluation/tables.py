@@ -9,7 +9,6 @@ from training.evaluation.books import MULTIPLES
 from training.evaluation.command import Result
 from training.evaluation.play import POLICY
 
-
 FILE_COLUMNS = 100
 """Width of the tables where nobody looks at them in a terminal."""
 
