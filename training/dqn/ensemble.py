@@ -74,7 +74,7 @@ class TrainedEnsemble:
         belief: What bars that were left out bear out.
         records: Evaluations, oldest first; see `training.dqn.history`.
         exits: What the exit head says of itself; None without one.
-        cpu_s: Process time of learning, seconds.
+        cpu_s: CPU time of learning, seconds, of all threads.
         wall_s: Wall time.
         stopped_by_budget: True where the time budget ended it.
     """
@@ -241,20 +241,18 @@ class Ensemble:
             until: Update to stop after.
             interrupted: Asked between pieces of some updates; learning then stops early.
         """
-        begun = time.process_time()
         # the library counts threads for each thread that calls it
         with ThreadPoolExecutor(len(self.learners), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             while self.updates < until and not interrupted():
                 piece = min(until - self.updates, _PIECE_UPDATES)
                 rates = [self._rate(self.updates + k) for k in range(piece)]
                 jobs = [
-                    pool.submit(learner.learn, [[rate[e] for e in places] for rate in rates])
+                    pool.submit(_timed, learner, [[rate[e] for e in places] for rate in rates])
                     for learner, places in zip(self.learners, self._places, strict=True)
                 ]
                 for job in jobs:
-                    job.result()
+                    self.cpu_s += job.result()
                 self.updates += piece
-        self.cpu_s += time.process_time() - begun
         if self._evaluation_due():
             self.evaluate()
 
@@ -414,6 +412,13 @@ _PIECE_UPDATES = 20
 """Updates between two looks at whether learning shall stop."""
 
 
+def _timed(learner: AnyLearner, rates: Sequence[Sequence[float]]) -> float:
+    """Take updates; return what they cost this thread, CPU seconds."""
+    begun = time.thread_time()
+    learner.learn(rates)
+    return time.thread_time() - begun
+
+
 def _prefixed(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
@@ -464,11 +469,14 @@ def train_ensemble(
     def late() -> bool:
         return budget_s is not None and time.monotonic() - begun >= budget_s
 
-    if drive is not None:
-        drive(ensemble)
-    while drive is None and not ensemble.done and not late():
-        ensemble.run(ensemble.next_stop(), late)
-        if on_progress is not None:
-            on_progress(ensemble.updates, settings.updates)
-    trained_exits = None if exits is None else exits()
+    # the exit head learns from the same bars and from nothing else, beside the ensemble
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        beside = None if exits is None else pool.submit(exits)
+        if drive is not None:
+            drive(ensemble)
+        while drive is None and not ensemble.done and not late():
+            ensemble.run(ensemble.next_stop(), late)
+            if on_progress is not None:
+                on_progress(ensemble.updates, settings.updates)
+        trained_exits = None if beside is None else beside.result()
     return ensemble.finished(wall_s=time.monotonic() - begun, stopped_by_budget=not ensemble.done, exits=trained_exits)

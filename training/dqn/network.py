@@ -180,7 +180,7 @@ class Network:
         seen_ERD = nn.functional.layer_norm(token_ERD, (width,), eps=NORM_EPSILON)
         projected = torch.baddbmm(weights["attend.bias"], seen_ERD, weights["attend.weight"])
         query, key, value = projected.reshape(members * rows, groups, 3, heads, each).permute(2, 0, 3, 1, 4)
-        share = torch.softmax(query @ key.transpose(-1, -2) / math.sqrt(each), dim=-1)
+        share = _softmax(query @ key.transpose(-1, -2) / math.sqrt(each))
         mixed_ERD = (share @ value).transpose(1, 2).reshape(members, rows * groups, width)
         token_ERD = token_ERD + torch.baddbmm(weights["mix.bias"], mixed_ERD, weights["mix.weight"])
         attention_EBG = share.detach().mean(dim=(1, 2)).reshape(members, rows, groups)
@@ -247,6 +247,12 @@ class Flat:
     def learnable(self) -> dict[str, Tensor]:
         """Return the views as leaves of a graph, sharing their memory."""
         return {name: view.detach().requires_grad_() for name, view in self.views.items()}
+
+
+def _softmax(score: Tensor) -> Tensor:
+    """Return the softmax over the last axis: over a handful of tokens the library's own takes three times as long."""
+    weight = torch.exp(score - score.detach().amax(dim=-1, keepdim=True))
+    return weight / weight.sum(dim=-1, keepdim=True)
 
 
 def shaped(value: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:

@@ -39,6 +39,9 @@ from training.validation import (
     split_in_time,
 )
 
+MEASURED_TRAIN_BARS = 50_000
+"""Training bars, the latest, on which the exported policy is measured beside the validation bars."""
+
 ALGORITHMS = {"dqn": "all-action Double DQN, an ensemble", "stable_baselines3": "stable-baselines3 DQN"}
 
 
@@ -282,6 +285,8 @@ def learned(
 def measure(policy: bytes, spec: FeatureSpec, split: Split, settings: TrainingSettings) -> dict[str, Any]:
     """Return the exported policy's performance on both sides of the split, and the baselines' on validation.
 
+    Of the training side the latest `MEASURED_TRAIN_BARS`, for comparison.
+
     The validation bars chose nothing: not the weights, not the hyperparameters.
     """
     targets = (-1, 0, 1) if settings.shorts else (0, 1)
@@ -303,8 +308,17 @@ def measure(policy: bytes, spec: FeatureSpec, split: Split, settings: TrainingSe
             "policy": asdict(of_policy(split.validation)),
             **{name: asdict(one) for name, one in others.items()},
         },
-        "train": {"policy": asdict(of_policy(split.train))},
+        "train": {"policy": asdict(of_policy(_latest(split.train, MEASURED_TRAIN_BARS)))},
     }
+
+
+def _latest(table: MarketTable, bars: int) -> MarketTable:
+    """Return the table with its latest steps alone, of all symbols together."""
+    rows = table.start_rows
+    if len(rows) <= bars:
+        return table
+    since = np.partition(table.close_ns_T[rows], len(rows) - bars)[len(rows) - bars]
+    return table.where(table.close_ns_T >= since)
 
 
 def _captured(market: Market, configuration: TrainingConfiguration) -> Mapping[str, Any]:
