@@ -39,7 +39,7 @@ from training.validation import (
     split_in_time,
 )
 
-MEASURED_TRAIN_BARS = 50_000
+MEASURED_TRAIN_BARS = 20_000
 """Training bars, the latest, on which the exported policy is measured beside the validation bars."""
 
 ALGORITHMS = {"dqn": "all-action Double DQN, an ensemble", "stable_baselines3": "stable-baselines3 DQN"}
