@@ -136,7 +136,8 @@ class Bars:
         return found
 
     def _rewards(self, value: Float) -> Tensor:
-        return torch.from_numpy((np.nan_to_num(value) * self.reward_scale).astype(np.float32)).to(self.device)
+        # rows without a step stay NaN: whoever learned from one would see it at once
+        return torch.from_numpy((value * self.reward_scale).astype(np.float32)).to(self.device)
 
     def observe(self, row_EB: Tensor) -> Tensor:
         """Return (E, B, F) normalised features."""

@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from strategies.policy import EXPLAIN_INPUT
+from training.errors import TrainingError
 
 _PREFIX = f"{EXPLAIN_INPUT}."
 
@@ -69,7 +70,10 @@ def _rename(node: onnx.NodeProto, renamed: Mapping[str, str]) -> None:
     node.input[:] = [renamed.get(name, name) for name in node.input]
     node.output[:] = [renamed.get(name, name) for name in node.output]
     if any(attribute.HasField("g") for attribute in node.attribute):
-        raise NotImplementedError(f"node {node.name} holds a graph of its own")
+        raise TrainingError(
+            f"node {node.name} of the explanation holds a graph of its own, which cannot be renamed: check the "
+            "versions of torch and onnxscript"
+        )
 
 
 def _rows(name: str, groups: int) -> onnx.ValueInfoProto:

@@ -174,7 +174,8 @@ def recent_gains(bars: Bars, count: int) -> Tensor:
     """
     table = bars.table
     gain_T = (bars.overnight_TN[:, -1] + bars.intrabar_TN[:, -1]).cpu().numpy().astype(np.float64)
-    sum_T = np.concatenate([[0.0], np.cumsum(gain_T)])
+    # rows without a step are NaN; they end runs, and no difference of sums reaches over one
+    sum_T = np.concatenate([[0.0], np.cumsum(np.where(np.isnan(gain_T), 0.0, gain_T))])
     at_T = np.arange(len(table))
     begins_T = np.concatenate([[True], table.run_end_T[1:] != table.run_end_T[:-1]])
     first_T = np.maximum.accumulate(np.where(begins_T, at_T, 0))
